@@ -130,7 +130,9 @@ fn touched(card: &CardConfig, number: u8, asked: &Attributes<'_>) -> Touched {
         command::HEALTH_SET | command::HEALTH_DUMP_GET | command::HEALTH_DUMP_CLEAR | command::HEALTH_TEST => {
             return Touched::Nothing;
         }
-        command::TRAP_SET | command::TRAP_GROUP_SET | command::FLASH_UPDATE => return Touched::Nothing,
+        command::TRAP_SET | command::TRAP_GROUP_SET | command::FLASH_UPDATE | command::RESOURCE_SET => {
+            return Touched::Nothing;
+        }
         command::REGION_NEW | command::REGION_DEL | command::REGION_READ => return Touched::Nothing,
         command::PORT_SET | command::PORT_NEW | command::PORT_DEL => Touched::Pf,
         command::RATE_SET | command::RATE_NEW | command::RATE_DEL => Touched::Pf,

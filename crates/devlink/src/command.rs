@@ -7,10 +7,11 @@ mod param;
 mod port;
 mod rate;
 mod reload;
+mod resource;
 mod trap;
 
 use eswitch::{CardConfig, Touched};
-use netlink::Errno;
+use netlink::{Datagram, Errno};
 
 use crate::card::{Cx, Served};
 use crate::carried_out;
@@ -20,10 +21,25 @@ use crate::peer::Peer;
 use crate::refusal::Refusal;
 use crate::reply::ReplyWriter;
 use crate::request::{Attributes, split};
+use crate::view::DeviceName;
 
 pub(crate) use dev::{device_message, instance_message};
+pub(crate) use health::{NotLoaded, reporter_message};
 pub(crate) use port::{function_port_message, port_message};
 pub(crate) use reload::bring_home;
+
+/// Adds the notifications of what an instance that is new has from its beginning: traps and parameters
+/// (`devlink_notify_register` in `net/devlink/dev.c`). `place`: as for [`message`](crate::notify::message).
+pub(crate) fn notify_new(served: &Served, cx: Cx<'_, '_>, device: DeviceName, place: Option<u64>, to: &mut Datagram) {
+    trap::notify_new(served, cx, device, place, to);
+    param::notify_new(served, cx, device, place, to);
+}
+
+/// Adds the notifications that they are gone, in the opposite order (`devlink_notify_unregister`).
+pub(crate) fn notify_gone(is_pf: bool, device: DeviceName, place: Option<u64>, to: &mut Datagram) {
+    param::notify_gone(is_pf, device, place, to);
+    trap::notify_gone(device, place, to);
+}
 
 /// Answers a request: adds messages to the reply, or refuses it.
 pub(crate) type Handler = fn(&Served, Cx<'_, '_>, &Attributes<'_>, &mut ReplyWriter<'_>) -> Result<(), Refusal>;
@@ -181,6 +197,15 @@ const COMMANDS: &[Command] = &[
         one: Some(dev::eswitch_set),
         all: None,
     },
+    Command { number: c::DPIPE_TABLE_GET, admin: false, allowed: DEVICE, one: Some(resource::dpipe_tables), all: None },
+    Command {
+        number: c::RESOURCE_SET,
+        admin: true,
+        allowed: &[a::BUS_NAME, a::DEV_NAME, a::RESOURCE_ID, a::RESOURCE_SIZE],
+        one: Some(resource::set),
+        all: None,
+    },
+    Command { number: c::RESOURCE_DUMP, admin: false, allowed: DEVICE, one: Some(resource::show), all: None },
     Command {
         number: c::RELOAD,
         admin: true,

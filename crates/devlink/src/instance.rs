@@ -95,6 +95,16 @@ pub(crate) enum Named {
     Function(Instance),
 }
 
+impl Named {
+    /// The device of the instance.
+    pub(crate) fn device(&self) -> DeviceName {
+        match self {
+            Self::Pf(address) => DeviceName::Pci(*address),
+            Self::Function(instance) => instance.device,
+        }
+    }
+}
+
 /// Finds the instance with a handle.
 ///
 /// # Errors

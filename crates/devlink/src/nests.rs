@@ -28,7 +28,7 @@ const fn flagged(kind: u16, source: &'static str) -> Nest {
 }
 
 /// The nests of devlink's messages.
-pub const DEVLINK_NESTS: [Nest; 11] = [
+pub const DEVLINK_NESTS: [Nest; 14] = [
     noflag(a::PORT_FUNCTION, "net/devlink/port.c: devlink_nl_port_function_attrs_put"),
     noflag(a::PARAM, "net/devlink/param.c: devlink_nl_param_fill"),
     noflag(a::PARAM_VALUES_LIST, "net/devlink/param.c: devlink_nl_param_fill"),
@@ -39,6 +39,9 @@ pub const DEVLINK_NESTS: [Nest; 11] = [
     noflag(a::HEALTH_REPORTER, "net/devlink/health.c: devlink_nl_health_reporter_fill"),
     flagged(a::TRAP_METADATA, "net/devlink/trap.c: devlink_trap_metadata_put"),
     flagged(a::STATS, "net/devlink/trap.c: devlink_trap_stats_put"),
+    noflag(a::RESOURCE_LIST, "net/devlink/resource.c: devlink_resource_fill"),
+    noflag(a::RESOURCE, "net/devlink/resource.c: devlink_resource_put"),
+    noflag(a::DPIPE_TABLES, "net/devlink/dpipe.c: devlink_dpipe_tables_fill"),
     noflag(a::FMSG, "net/devlink/health.c: devlink_fmsg_prepare_skb"),
 ];
 

@@ -16,7 +16,10 @@ use rustix::net::{self, SendFlags};
 
 use crate::card::Served;
 use crate::clients::{Clients, ServedClient};
-use crate::command::{device_message, function_port_message, instance_message, port_message};
+use crate::command::{
+    NotLoaded, device_message, function_port_message, instance_message, notify_gone, notify_new, port_message,
+    reporter_message,
+};
 use crate::family::{DEVLINK, VERSION};
 use crate::instance::Instance;
 use crate::numbers::{attribute as a, command as c, own};
@@ -37,6 +40,7 @@ pub(crate) fn start(
         pending: Vec::new(),
         passed_over: BTreeSet::new(),
         places: BTreeMap::new(),
+        not_loaded: BTreeMap::new(),
     };
     Follower::start(cx, served.card.engine(), &served.domain, "notifier", move |cx, events| notifier.handle(cx, events))
 }
@@ -56,6 +60,8 @@ struct Notifier {
     passed_over: BTreeSet<PortHandle>,
     /// The network namespaces of those instances that are not in the card's, as far as was notified.
     places: BTreeMap<DeviceName, u64>,
+    /// How much of each PF was not loaded, as far as was notified, if anything was.
+    not_loaded: BTreeMap<PciAddress, usize>,
 }
 
 impl Notifier {
@@ -116,6 +122,11 @@ impl Notifier {
             Event::SfBound(id) | Event::SfUnbound(id) => self.served.shared.pf_of_sf(cx, *id),
             Event::PortNew(handle) | Event::PortDel(handle) => Some(handle.device),
             Event::Netdev(Resource::PfNetdev(pf) | Resource::Representor(pf, ..), _) => Some(config.pf_address(*pf)),
+            Event::LoadFailed(PortHandle { device, .. }, ..)
+            | Event::HostVfsFailed(device, _)
+            | Event::Vfs(device, _)
+            | Event::Loaded(device, ..)
+            | Event::Unloaded(device, ..) => Some(*device),
             _ => None,
         }
     }
@@ -130,8 +141,11 @@ impl Notifier {
         };
         if before != now {
             let instance = Instance::new(self.served.card.engine().config(), device);
+            let is_pf = matches!(device, DeviceName::Pci(address) if !self.is_vf(address));
+            notify_gone(is_pf, device, before, to);
             message(to, before, c::DEL, |to| instance_message(to, &instance));
             message(to, now, c::NEW, |to| instance_message(to, &instance));
+            notify_new(&self.served, cx, device, now, to);
         }
         now
     }
@@ -156,9 +170,12 @@ impl Notifier {
             Event::DeviceBound(device) => {
                 self.places.remove(&name);
                 message(to, None, c::NEW, |to| device_message(to, *device));
+                notify_new(&self.served, cx, name, None, to);
             }
             Event::DeviceUnbound(device) => {
                 self.places.remove(&name);
+                self.not_loaded.remove(device);
+                notify_gone(true, name, left, to);
                 message(to, left, c::DEL, |to| device_message(to, *device));
             }
             Event::PortNew(handle) => {
@@ -181,6 +198,15 @@ impl Notifier {
             }
             Event::PortDel(handle) if self.passed_over.remove(handle) => {}
             Event::PortDel(handle) => message(to, left, c::PORT_DEL, |to| deleted(to, *handle)),
+            Event::LoadFailed(..)
+            | Event::HostVfsFailed(..)
+            | Event::Vfs(..)
+            | Event::Loaded(..)
+            | Event::Unloaded(..) => {
+                if let Some(pf) = pf {
+                    self.add_health(cx, pf, to);
+                }
+            }
             _ => {}
         }
     }
@@ -191,6 +217,19 @@ impl Notifier {
         let Some(pf) = pf else { return };
         if let Some(port) = pf.ports.iter().find(|port| is(port)) {
             message(to, place, c::PORT_NEW, |to| port_message(&self.served, to, pf.index, port));
+        }
+    }
+
+    /// Adds a notification of the reporter of what is not loaded, if that has changed (`devlink_recover_notify`).
+    fn add_health(&mut self, cx: &mut Locked<'_, Unlocked>, pf: &PfView, to: &mut Datagram) {
+        let now = NotLoaded::of(pf).len();
+        let before = match now {
+            0 => self.not_loaded.remove(&pf.address).unwrap_or_default(),
+            _ => self.not_loaded.insert(pf.address, now).unwrap_or_default(),
+        };
+        if before != now {
+            let place = self.served.shared.netns_of(cx, DeviceName::Pci(pf.address));
+            message(to, place, c::HEALTH_RECOVER, |to| reporter_message(to, pf));
         }
     }
 
@@ -213,6 +252,7 @@ impl Notifier {
         let config = served.card.engine().config();
         if !is_new {
             let instance = Instance::new(config, device);
+            notify_gone(false, device, left, to);
             message(to, left, c::PORT_DEL, |to| function_port_message(served, to, &instance));
             return message(to, left, c::DEL, |to| instance_message(to, &instance));
         }
@@ -228,11 +268,12 @@ impl Notifier {
         }
         message(to, place, c::NEW, |to| instance_message(to, &instance));
         message(to, place, c::PORT_NEW, |to| function_port_message(served, to, &instance));
+        notify_new(served, cx, device, place, to);
     }
 }
 
 /// Sends notifications to each of these clients. A client whose socket buffer is full misses them.
-fn send(listeners: &[Arc<ServedClient>], datagram: &Datagram) {
+pub(crate) fn send(listeners: &[Arc<ServedClient>], datagram: &Datagram) {
     if datagram.is_empty() {
         return;
     }
@@ -260,7 +301,7 @@ impl Inspected {
 
 /// Adds a notification. `place`: the network namespace whose programs it is for, if that is not the card's. If it cannot be
 /// built, it is left out, as in the kernel when there is no memory for it.
-fn message(to: &mut Datagram, place: Option<u64>, command: u8, fill: impl FnOnce(&mut Builder)) {
+pub(crate) fn message(to: &mut Datagram, place: Option<u64>, command: u8, fill: impl FnOnce(&mut Builder)) {
     let _ = to.message(Header::new(DEVLINK, Flags::empty(), 0, 0), |to| {
         to.genl(command, VERSION);
         fill(to);

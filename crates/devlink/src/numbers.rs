@@ -39,9 +39,14 @@ pub mod command {
     pub const SB_TC_POOL_BIND_GET: u8 = 23;
     pub const ESWITCH_GET: u8 = 29;
     pub const ESWITCH_SET: u8 = 30;
+    pub const DPIPE_TABLE_GET: u8 = 31;
+    pub const RESOURCE_SET: u8 = 35;
+    pub const RESOURCE_DUMP: u8 = 36;
     pub const RELOAD: u8 = 37;
     pub const PARAM_GET: u8 = 38;
     pub const PARAM_SET: u8 = 39;
+    pub const PARAM_NEW: u8 = 40;
+    pub const PARAM_DEL: u8 = 41;
     pub const REGION_GET: u8 = 42;
     pub const REGION_NEW: u8 = 44;
     pub const REGION_DEL: u8 = 45;
@@ -58,9 +63,11 @@ pub mod command {
     pub const TRAP_GET: u8 = 61;
     pub const TRAP_SET: u8 = 62;
     pub const TRAP_NEW: u8 = 63;
+    pub const TRAP_DEL: u8 = 64;
     pub const TRAP_GROUP_GET: u8 = 65;
     pub const TRAP_GROUP_SET: u8 = 66;
     pub const TRAP_GROUP_NEW: u8 = 67;
+    pub const TRAP_GROUP_DEL: u8 = 68;
     pub const TRAP_POLICER_GET: u8 = 69;
     pub const HEALTH_TEST: u8 = 73;
     pub const RATE_GET: u8 = 74;
@@ -72,8 +79,8 @@ pub mod command {
     pub const MAX: u8 = 83;
 
     /// Commands that the kernel marks GENL_ADMIN_PERM and that are not supported here: splitting and unsplitting ports;
-    /// shared buffers; the counters of dpipe; resources; parameters of ports; policers of traps; line cards; self-tests.
-    pub const UNSUPPORTED_ADMIN: [u8; 13] = [9, 10, 16, 20, 24, 27, 28, 34, 35, 48, 70, 79, 83];
+    /// shared buffers; the counters of dpipe; parameters of ports; policers of traps; line cards; self-tests.
+    pub const UNSUPPORTED_ADMIN: [u8; 12] = [9, 10, 16, 20, 24, 27, 28, 34, 48, 70, 79, 83];
 }
 
 pub mod attribute {
@@ -85,7 +92,17 @@ pub mod attribute {
     pub const PORT_NETDEV_NAME: u16 = 7;
     pub const ESWITCH_MODE: u16 = 25;
     pub const ESWITCH_INLINE_MODE: u16 = 26;
+    pub const DPIPE_TABLES: u16 = 27;
     pub const ESWITCH_ENCAP_MODE: u16 = 62;
+    pub const RESOURCE_LIST: u16 = 63;
+    pub const RESOURCE: u16 = 64;
+    pub const RESOURCE_NAME: u16 = 65;
+    pub const RESOURCE_ID: u16 = 66;
+    pub const RESOURCE_SIZE: u16 = 67;
+    pub const RESOURCE_SIZE_MIN: u16 = 70;
+    pub const RESOURCE_SIZE_MAX: u16 = 71;
+    pub const RESOURCE_SIZE_GRAN: u16 = 72;
+    pub const RESOURCE_UNIT: u16 = 73;
     pub const PORT_FLAVOUR: u16 = 77;
     pub const PORT_NUMBER: u16 = 78;
     pub const PARAM: u16 = 80;

@@ -25,6 +25,9 @@ pub trait Sink {
         None
     }
 
+    /// Takes the notifications that a request has caused, before the request is answered.
+    fn notify(&mut self, _cx: &mut Locked<'_, Unlocked>, _notices: &Datagram) {}
+
     /// Is called when a request has been carried out, before it is answered. The request may have changed `touched`.
     fn done(&mut self, cx: &mut Locked<'_, Unlocked>, touched: Touched);
 
@@ -43,13 +46,17 @@ pub(crate) struct ReplyWriter<'a> {
     failed: Option<BuildError>,
     /// The message that the acknowledgement of success has.
     warning: Option<&'static str>,
+    /// Whether the answer is a list that NLMSG_DONE ends, though the request is no dump.
+    is_list: bool,
+    /// The notifications that the request causes if it succeeds.
+    notices: Datagram,
     sink: &'a mut dyn Sink,
 }
 
 impl<'a> ReplyWriter<'a> {
     /// A reply to the request with this header, in an empty datagram.
     pub(crate) fn new(header: Header, datagram: &'a mut Datagram, sink: &'a mut dyn Sink) -> Self {
-        Self { header, datagram, failed: None, warning: None, sink }
+        Self { header, datagram, failed: None, warning: None, is_list: false, notices: Datagram::default(), sink }
     }
 
     /// Adds a generic netlink message of the request's family. If it cannot be built, the request is answered with an
@@ -58,13 +65,19 @@ impl<'a> ReplyWriter<'a> {
         if self.datagram.len() >= DATAGRAM {
             self.flush();
         }
-        let flags = if self.header.is_dump() { Flags::MULTI } else { Flags::empty() };
+        let flags = if self.header.is_dump() || self.is_list { Flags::MULTI } else { Flags::empty() };
         let header = Header::new(self.header.kind, flags, self.header.sequence, self.header.port);
         let added = self.datagram.message(header, |to| {
             to.genl(command, VERSION);
             fill(to);
         });
         self.failed = self.failed.or(added.err());
+    }
+
+    /// Makes a list of the answer, as some commands of devlink do although they are no dumps: its messages have NLM_F_MULTI,
+    /// and NLMSG_DONE ends it. A request with NLM_F_ACK gets the acknowledgement in place of that here, and a lab adds it.
+    pub fn is_list(&mut self) {
+        self.is_list = true;
     }
 
     /// Sends a descriptor along with the next message.
@@ -77,6 +90,11 @@ impl<'a> ReplyWriter<'a> {
         self.sink.received()
     }
 
+    /// The notifications that the request causes if it succeeds.
+    pub fn notices(&mut self) -> &mut Datagram {
+        &mut self.notices
+    }
+
     /// Has a request that succeeds answered with a message, which programs print as a warning (NL_SET_ERR_MSG without
     /// an error).
     pub fn warn(&mut self, message: &'static str) {
@@ -87,10 +105,14 @@ impl<'a> ReplyWriter<'a> {
     /// not been sent yet. `touched`: what the request may have changed.
     pub(crate) fn finish(mut self, cx: &mut Locked<'_, Unlocked>, touched: Touched, outcome: Result<(), Refusal>) {
         self.sink.done(cx, touched);
+        if outcome.is_ok() && !self.notices.is_empty() {
+            self.sink.notify(cx, &self.notices);
+        }
         match outcome.and(self.failed.map_or(Ok(()), |error| Err(error.into()))) {
             Ok(()) if self.header.is_dump() && self.header.kind >= NLMSG_MIN_TYPE => self.end_dump(),
             // The acknowledgement is in the same datagram as the answer, so that the program is woken once.
             Ok(()) if self.header.flags.contains(Flags::ACK) => self.acknowledge(None),
+            Ok(()) if self.is_list => self.end_dump(),
             Ok(()) => self.flush(),
             Err(refusal) => {
                 self.datagram.clear();

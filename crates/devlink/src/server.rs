@@ -14,6 +14,7 @@ use std::thread::{self, JoinHandle};
 
 use control::Follower;
 use lockdep::{Locked, Unlocked};
+use netlink::Datagram;
 use rustix::net::sockopt::socket_peercred;
 use rustix::net::{
     self, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
@@ -142,7 +143,7 @@ impl Shared {
         let (served, clients) = (Arc::clone(&self.served), Arc::clone(&self.clients));
         let serve = move || {
             lockdep::enter(&domain, "client", |cx| {
-                let served = catch_unwind(AssertUnwindSafe(|| serve(&served, cx, &client)));
+                let served = catch_unwind(AssertUnwindSafe(|| serve(&served, cx, &client, &clients)));
                 // Also after a panic: a place that is not given back is lost for good.
                 clients.remove(cx, number);
                 served.unwrap_or_else(|panic| resume_unwind(panic));
@@ -169,10 +170,10 @@ impl Shared {
 }
 
 /// Answers a client until it disconnects.
-fn serve(served: &Served, cx: &mut Locked<'_, Unlocked>, client: &ServedClient) {
+fn serve(served: &Served, cx: &mut Locked<'_, Unlocked>, client: &ServedClient, clients: &Clients) {
     let mut buffer = vec![0; REQUEST_MAX];
     let socket = client.socket.as_fd();
-    let mut sink = ToClient { served, client, attached: None, received: None, gone: false };
+    let mut sink = ToClient { served, client, clients, attached: None, received: None, gone: false };
     while !sink.gone {
         let length = match receive(socket, &mut buffer, &mut sink.received) {
             Ok(0) => return,
@@ -210,6 +211,8 @@ fn receive(
 struct ToClient<'a> {
     served: &'a Served,
     client: &'a ServedClient,
+    /// Every client.
+    clients: &'a Clients,
     /// The descriptor that goes with the next datagram.
     attached: Option<OwnedFd>,
     /// The descriptor that came with the last datagram.
@@ -229,6 +232,10 @@ impl Sink for ToClient<'_> {
 
     fn received(&mut self) -> Option<OwnedFd> {
         self.received.take()
+    }
+
+    fn notify(&mut self, cx: Cx<'_, '_>, notices: &Datagram) {
+        notify::send(&self.clients.joined(cx), notices);
     }
 
     fn done(&mut self, cx: Cx<'_, '_>, touched: Touched) {

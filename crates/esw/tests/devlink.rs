@@ -75,7 +75,7 @@ fn an_instance_is_reloaded_into_another_network_namespace_and_comes_home_when_th
                 "pci/0000:08:00.0/65535: type eth netdev enp8s0f0np0 flavour physical port 0 splittable false",
             ),
             (
-                "sleep 0.5; kill $H; wait $H 2>/dev/null; grep 08:00.0 /run/home | head -2",
+                "sleep 0.5; kill $H; wait $H 2>/dev/null; grep 08:00.0 /run/home | grep '^.[dp][eo][vr]' | head -2",
                 "[port,del] pci/0000:08:00.0/65535…\n[dev,del] pci/0000:08:00.0",
             ),
             ("grep '^.dev.*08:00.0' /run/home", "[dev,del] pci/0000:08:00.0\n[dev,new] pci/0000:08:00.0"),
@@ -182,7 +182,7 @@ fn the_port_of_a_vf_and_an_sf_is_announced_and_withdrawn_with_its_instance() {
             ),
             ("devlink port del pci/0000:08:00.0/32768; sleep 0.5; kill $M; wait $M 2>/dev/null", ""),
             (
-                "grep -e 08:00.1 -e auxiliary /run/events",
+                "grep -e 08:00.1 -e auxiliary /run/events | grep '^.[dp][eo][vr]'",
                 "[dev,new] pci/0000:08:00.1\n\
                  [port,new] pci/0000:08:00.1/65536: type eth netdev enp8s0f0v0 flavour virtual splittable false\n\
                  [dev,new] auxiliary/mlx5_core.sf.…\n\
@@ -295,11 +295,6 @@ fn a_vf_has_parameters_of_its_own() {
                 &param("hairpin_queue_size", "driver-specific", "1024"),
             ),
             ("devlink dev param show $V name esw_multiport", "kernel answers: Invalid argument"),
-            (
-                "devlink dev param set $V name enable_eth value false cmode driverinit",
-                "Error: mlx5_core: a VF or SF of this card has its netdev, and RoCE if its port's function has, so `enable_eth` stays true; …\n\
-                 kernel answers: Operation not supported",
-            ),
             ("devlink dev param set $V name io_eq_size value 64 cmode runtime", "Configuration mode not supported"),
             (
                 "devlink dev param set $V name max_macs value 3 cmode driverinit",
@@ -314,6 +309,135 @@ fn a_vf_has_parameters_of_its_own() {
                 "devlink dev param set pci/0000:08:00.0 name enable_eth value false cmode driverinit",
                 "Error: mlx5_core: a PF of this card always has its netdev; unbind its driver instead.\n\
                  kernel answers: Operation not supported",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn a_vf_and_an_sf_have_a_netdev_and_roce_until_a_reload_takes_the_parameters_that_turn_them_off() {
+    if lab::skipped(&["bash", "devlink", "rdma"]) {
+        return;
+    }
+    let set = |name: &str, value: &str| {
+        format!("for i in $V $S; do devlink dev param set $i name {name} value {value} cmode driverinit; done")
+    };
+    let reload = "for i in $V $S; do devlink dev reload $i; done";
+    let counts = "ls /sys/class/net | grep -c 0f0[vs]; rdma dev | grep -c 0f0[vs]";
+    let values =
+        |name: &str| format!("for i in $V $S; do devlink dev param show $i name {name} | grep -o 'value .*'; done");
+    run_session(
+        "enable-eth",
+        &[
+            (
+                &format!(
+                    "modprobe mlx5_ib; echo 1 > {NUMVFS}; devlink dev eswitch set pci/0000:08:00.0 mode switchdev"
+                ),
+                "",
+            ),
+            ("devlink port add pci/0000:08:00.0 flavour pcisf pfnum 0 sfnum 88 > /run/port", ""),
+            ("devlink port function set en8f0pf0sf88 state active; sleep 1", ""),
+            (&format!("V=pci/0000:08:00.1; S=$(devlink dev | grep -o auxiliary.*sf.*); {counts}"), "2\n2"),
+            (
+                &format!("{}; {counts}; {}", set("enable_eth", "false"), values("enable_eth")),
+                "2\n2\nvalue false\nvalue false",
+            ),
+            (&format!("{reload}; {counts}"), "0\n2"),
+            (
+                "ls /sys/bus/auxiliary/devices | grep -c 'eth.1000000\\|core.eth.[1-9]$'; ip -br link | grep -c 0f0npf0vf0",
+                "0\n1",
+            ),
+            (
+                "devlink port show | grep 08:00.1/ | grep -c netdev; ip link set enp8s0f0np0 vf 0 mac 02:00:00:00:00:07; ip link show enp8s0f0np0 | grep -c 00:07",
+                "0\n1",
+            ),
+            (
+                &format!("{}; {reload}; {counts}; {}", set("enable_roce", "false"), values("enable_roce")),
+                "0\n0\nvalue false\nvalue false",
+            ),
+            // A change of the mode and of the number of VFs goes by what is there.
+            ("devlink dev eswitch set pci/0000:08:00.0 mode legacy; ls /sys/class/net | grep -c 0f0v", "0"),
+            (
+                &format!(
+                    "{0}; {1}; devlink dev reload $V; ls /sys/class/net | grep -c 0f0v; cat /sys/class/net/enp8s0f0v0/address",
+                    set("enable_eth", "true").replace("$V $S", "$V"),
+                    set("enable_roce", "true").replace("$V $S", "$V")
+                ),
+                "1\n02:00:00:00:00:07",
+            ),
+            (
+                &format!(
+                    "rdma dev | grep -c 0f0v; {}; devlink dev reload $V; echo 0 > {NUMVFS}; echo 1 > {NUMVFS}; ls /sys/class/net | grep -c 0f0v",
+                    set("enable_eth", "false").replace("$V $S", "$V")
+                ),
+                "1\n1",
+            ),
+            // Without RoCE of the function there is none to be switched on.
+            (
+                "devlink dev eswitch set pci/0000:08:00.0 mode switchdev; devlink port function set enp8s0f0npf0vf0 roce disable",
+                "…",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn what_is_set_and_what_comes_and_goes_is_notified_once_and_as_it_is_shown() {
+    if lab::skipped(&["bash", "devlink"]) {
+        return;
+    }
+    const PF: &str = "pci/0000:08:00.0";
+    const VF: &str = "pci/0000:08:00.1";
+    let steering = "driverinit value 128";
+    run_session(
+        "notified",
+        &[
+            ("timeout 60 devlink monitor >> /run/events & M=$!; sleep 0.5", ""),
+            // A setting, before the command returns; and none of one that is refused.
+            (
+                &format!(
+                    "devlink dev param set {PF} name io_eq_size value 128 cmode driverinit; cat /run/events | tr -d '\\n'; > /run/events"
+                ),
+                &format!("[param,new] {PF}: name io_eq_size type generic …values:…cmode {steering}"),
+            ),
+            (
+                &format!("devlink dev param set {PF} name io_eq_size value 1 cmode driverinit; cat /run/events"),
+                "kernel answers: Invalid argument",
+            ),
+            (
+                &format!(
+                    "devlink trap set {PF} trap dmac_filter action trap; devlink health set {PF} reporter fw_fatal grace_period 7; cat /run/events"
+                ),
+                "",
+            ),
+            // A reload makes the traps anew.
+            (
+                &format!(
+                    "devlink dev reload {PF}; sleep 0.5; grep -c 'trap,del' /run/events; grep -c 'trap,new' /run/events; devlink trap show {PF} trap dmac_filter | grep -o 'action [a-z]*'"
+                ),
+                "2\n2\naction drop",
+            ),
+            ("> /run/events; echo 1 > /sys/class/net/enp8s0f0np0/device/sriov_numvfs; sleep 0.5", ""),
+            (
+                &format!("grep -o '\\[[a-z,-]*\\] {VF}' /run/events | LC_ALL=C sort | uniq -c"),
+                &format!(
+                    "…1 [dev,new] {VF}\n…8 [param,new] {VF}\n…1 [port,new] {VF}\n…2 [trap,new] {VF}\n…1 [trap-group,new] {VF}"
+                ),
+            ),
+            ("> /run/events; echo 0 > /sys/class/net/enp8s0f0np0/device/sriov_numvfs; sleep 0.5", ""),
+            (
+                &format!("grep -o '\\[[a-z,-]*\\] {VF}' /run/events | LC_ALL=C sort | uniq -c"),
+                &format!(
+                    "…1 [dev,del] {VF}\n…8 [param,del] {VF}\n…1 [port,del] {VF}\n…2 [trap,del] {VF}\n…1 [trap-group,del] {VF}"
+                ),
+            ),
+            ("kill $M", ""),
+            // What a PF can have at most.
+            (
+                &format!("devlink resource show {PF}"),
+                &format!(
+                    "{PF}:\n  name max_local_SFs size …unit entry dpipe_tables none\n  name max_external_SFs size 0 unit entry dpipe_tables none"
+                ),
             ),
         ],
     );

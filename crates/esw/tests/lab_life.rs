@@ -423,6 +423,12 @@ fn what_was_set_over_devlink_and_rdma_outlives_a_daemon_that_is_killed() {
             "devlink dev param show pci/0000:08:00.2 name io_eq_size | grep -o 'value [0-9]*'",
             "value 128\n",
         ),
+        (
+            "devlink dev param set pci/0000:08:00.3 name enable_eth value false cmode driverinit; \
+             devlink dev reload pci/0000:08:00.3",
+            "devlink dev param show pci/0000:08:00.3 name enable_eth | grep -o 'value [tf].*'; ls /sys/class/net | grep -c v1$",
+            "value false\n0\n",
+        ),
         ("rdma dev set rocep8s0f0v0 name storage", "rdma dev | grep -o 'storage'", "storage\n"),
         (
             "printf 'of the storage' > /sys/class/infiniband/rocep8s0f0/node_desc",
@@ -468,7 +474,8 @@ fn what_was_set_over_devlink_and_rdma_outlives_a_daemon_that_is_killed() {
     assert_eq!(after[0], "action drop\n");
     assert_eq!(after[1], expected[1], "a reporter of the device stays");
     assert_eq!(after[2], "value 1024\n");
-    assert_eq!(after[3], "");
+    assert_eq!(after[3], "value true\n1\n");
+    assert_eq!(after[4], "");
 }
 
 #[test]

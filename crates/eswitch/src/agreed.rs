@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::card::Resource;
 use crate::device::{Device, PciState, Pf};
-use crate::devlink::{DevlinkState, Params, VportInfo};
+use crate::devlink::{DevlinkState, Params, Parts, VportInfo};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::ids::{MacAddr, Mode, PciAddress, SfNum, Vport};
@@ -102,6 +102,8 @@ struct Sf {
     /// Whether the user has unbound its driver. The default is for states that older versions wrote without this field.
     #[serde(default)]
     unbound: bool,
+    #[serde(default)]
+    parts: Parts,
 }
 
 impl Bound {
@@ -113,8 +115,8 @@ impl Bound {
         for sf in state.sfs.iter() {
             let is = sf.state(cx);
             if let Vport::Sf(place) = sf.vport() {
-                let SfState { sfnum, active, mac, roce, unbound, .. } = is;
-                sfs.insert(place, Sf { sfnum: sfnum.0, active, mac, roce, unbound });
+                let SfState { sfnum, active, mac, roce, unbound, parts, .. } = is;
+                sfs.insert(place, Sf { sfnum: sfnum.0, active, mac, roce, unbound, parts });
             }
         }
         let (nodes, leaves) = state.rates.all();
@@ -247,7 +249,7 @@ impl Engine {
                 let Some(function) = state.sfs.get(vport).cloned() else { continue };
                 pf.set_sf_mac(&function, cx, sf.mac)?;
                 pf.set_sf_roce(&function, cx, sf.roce)?;
-                pf.restore_sf(&function, cx, sf.active, sf.unbound);
+                pf.restore_sf(&function, cx, sf.active, sf.unbound, sf.parts);
             }
             state.rates = Rates::of(bound.nodes.clone(), Bound::by_vport(&bound.leaves, dpu));
             let has_rates = !(bound.nodes.is_empty() && bound.leaves.is_empty());
@@ -268,7 +270,7 @@ impl Pf {
         for (vport, info) in vports {
             let Some(is) = state.vports.get_mut(&vport) else { continue };
             let function = match vport {
-                Vport::Vf(_) if is.is_vf_bound() => Resource::VfNetdev(self.index(), vport),
+                Vport::Vf(_) if is.has_vf_netdev() => Resource::VfNetdev(self.index(), vport),
                 _ => Resource::Port(self.index(), vport),
             };
             let permanent = info.vf.as_ref().and_then(|vf| vf.permanent);

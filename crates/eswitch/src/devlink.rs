@@ -116,6 +116,22 @@ pub struct InitParams {
     pub hairpin_queue_size: u32,
 }
 
+/// What the driver of a VF or SF makes when it is bound: its parameters `enable_eth` and `enable_rdma`, as they were when its
+/// instance was reloaded last. Unbinding the driver otherwise makes both true.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Parts {
+    /// A netdev.
+    pub eth: bool,
+    /// An RDMA device, if the function has RDMA.
+    pub rdma: bool,
+}
+
+impl Default for Parts {
+    fn default() -> Self {
+        Self { eth: true, rdma: true }
+    }
+}
+
 impl InitParams {
     /// Whether the PF has an auxiliary device for RDMA.
     pub fn has_rdma(&self) -> bool {
@@ -198,6 +214,11 @@ impl VportInfo {
     /// Whether the function is a VF that is bound to its driver.
     pub(crate) fn is_vf_bound(&self) -> bool {
         self.vf.as_ref().is_some_and(|vf| vf.bound)
+    }
+
+    /// Whether the function is a VF whose driver has made a netdev.
+    pub(crate) fn has_vf_netdev(&self) -> bool {
+        self.vf.as_ref().is_some_and(|vf| vf.bound && vf.parts.eth)
     }
 }
 

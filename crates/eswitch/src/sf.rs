@@ -15,7 +15,7 @@ use lockdep::{HistoryMark, LockBefore, Locked, Mutex, Unlocked, WaitMap, digest}
 use crate::auxiliary::{AuxKind, AuxiliaryDevice};
 use crate::card::Resource;
 use crate::device::Pf;
-use crate::devlink::DevlinkState;
+use crate::devlink::{DevlinkState, Parts};
 use crate::error::{Error, Result};
 use crate::eswitch::LoadPolicy;
 use crate::event::Event;
@@ -100,8 +100,8 @@ struct Wanted {
     mac: MacAddr,
     /// Whether the SF's function has RDMA.
     roce: bool,
-    /// Whether its driver makes an RDMA device (`enable_rdma`), until it is unbound.
-    rdma: bool,
+    /// What its driver makes, until it is unbound.
+    parts: Parts,
     /// Whether the function is attached. The queue sets this, and a command that binds or unbinds the driver.
     attached: bool,
 }
@@ -109,7 +109,7 @@ struct Wanted {
 impl Wanted {
     /// The state of a new SF, whose function has no address yet.
     fn new() -> Self {
-        Self { active: false, unbound: false, mac: MacAddr::ZERO, roce: true, rdma: true, attached: false }
+        Self { active: false, unbound: false, mac: MacAddr::ZERO, roce: true, parts: Parts::default(), attached: false }
     }
 }
 
@@ -128,9 +128,8 @@ pub struct SfState {
     pub mac: MacAddr,
     /// Whether the SF's function has RDMA.
     pub roce: bool,
-    /// Whether its driver makes an RDMA device if the function has RDMA (`enable_rdma`). That of a DPU's host makes none
-    /// here.
-    pub rdma: bool,
+    /// What its driver makes. That of a DPU's host makes no RDMA device here.
+    pub parts: Parts,
     /// Whether the user has unbound the SF's driver.
     pub unbound: bool,
 }
@@ -164,9 +163,9 @@ impl SfFunction {
     /// The present state of the SF.
     pub fn state<L>(&self, cx: &mut Locked<'_, L>) -> SfState {
         let wanted = *self.wanted.lock_leaf(cx);
-        let Wanted { active, unbound, mac, roce, rdma, attached } = wanted;
-        let rdma = rdma && !self.external;
-        SfState { sfnum: self.sfnum, id: self.id, active, attached, mac, roce, rdma, unbound }
+        let Wanted { active, unbound, mac, roce, parts, attached } = wanted;
+        let parts = Parts { rdma: parts.rdma && !self.external, ..parts };
+        SfState { sfnum: self.sfnum, id: self.id, active, attached, mac, roce, parts, unbound }
     }
 
     /// The MAC address that the SF's netdev gets.
@@ -186,18 +185,18 @@ impl SfFunction {
         // both be here, and the last of them must act on the state that is requested then.
         let (mut bound, mut cx) = self.auxiliary.lock(cx);
         let was_bound = *bound;
-        let (active, rdma) = {
+        let (active, parts) = {
             let mut wanted = self.wanted.lock_leaf(&mut cx);
             // From here on drivers may use the SF: its address cannot change any more, because it is not detached.
             let active = wanted.active && !wanted.unbound;
             wanted.attached |= active;
-            (active, wanted.roce && wanted.rdma && !self.external)
+            (active, Parts { rdma: wanted.roce && wanted.parts.rdma && !self.external, ..wanted.parts })
         };
         let mut result = Ok(());
         if active {
             let (mut devices, mut cx) = self.devlink.lock(&mut cx);
-            let kinds = [AuxKind::Eth, AuxKind::Rdma];
-            for kind in kinds.into_iter().filter(|kind| rdma || *kind == AuxKind::Eth) {
+            let kinds = [(AuxKind::Eth, parts.eth), (AuxKind::Rdma, parts.rdma)];
+            for kind in kinds.into_iter().filter_map(|(kind, has)| has.then_some(kind)) {
                 let probed = if let Some(device) = devices.iter().find(|d| d.kind() == kind) {
                     shared.bus.attach_sf(&mut cx, &shared.events, device)
                 } else {
@@ -361,7 +360,7 @@ impl Pf {
                 return Err(Error::SfAttached);
             }
             wanted.active = active;
-            (wanted.unbound, wanted.rdma) = (false, true);
+            (wanted.unbound, wanted.parts) = (false, Parts::default());
         }
         self.sf_queue.kick(cx, sf);
         Ok(())
@@ -369,10 +368,17 @@ impl Pf {
 
     /// Gives an SF that has just been added its agreed state. Both settings are made in one step, so that a driver that
     /// is to be unbound is never bound.
-    pub(crate) fn restore_sf(&self, sf: &Arc<SfFunction>, cx: &mut Locked<'_, Devlink>, active: bool, unbound: bool) {
+    pub(crate) fn restore_sf(
+        &self,
+        sf: &Arc<SfFunction>,
+        cx: &mut Locked<'_, Devlink>,
+        active: bool,
+        unbound: bool,
+        parts: Parts,
+    ) {
         {
             let mut wanted = sf.wanted.lock_leaf(cx);
-            (wanted.active, wanted.unbound) = (active, unbound);
+            (wanted.active, wanted.unbound, wanted.parts) = (active, unbound, parts);
         }
         if active {
             self.sf_queue.kick(cx, sf);
@@ -427,7 +433,9 @@ impl Pf {
                 return Err(if bound { Error::SfBound(sf.id) } else { Error::NoSfDevice(sf.id) });
             }
             wanted.unbound = !bound;
-            wanted.rdma |= !bound;
+            if !bound {
+                wanted.parts = Parts::default();
+            }
         }
         let settled = sf.settle(cx);
         if settled.is_err() {
@@ -436,16 +444,16 @@ impl Pf {
         settled
     }
 
-    /// Sets whether an SF's driver makes an RDMA device when it is bound next.
+    /// Sets what an SF's driver makes when it is bound next.
     ///
     /// # Errors
     /// [`Error::SfBound`]: it is bound.
-    pub(crate) fn set_sf_rdma(&self, sf: &Arc<SfFunction>, cx: &mut Locked<'_, Devlink>, rdma: bool) -> Result<()> {
+    pub(crate) fn set_sf_parts(&self, sf: &Arc<SfFunction>, cx: &mut Locked<'_, Devlink>, parts: Parts) -> Result<()> {
         let mut wanted = sf.wanted.lock_leaf(cx);
         if wanted.active && !wanted.unbound {
             return Err(Error::SfBound(sf.id));
         }
-        wanted.rdma = rdma;
+        wanted.parts = parts;
         Ok(())
     }
 

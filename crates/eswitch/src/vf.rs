@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::card::{Acl, CardError, Counters, Resource, Tag};
 use crate::device::Pf;
-use crate::devlink::{DevlinkState, VportInfo};
+use crate::devlink::{DevlinkState, Parts, VportInfo};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::event::Event;
@@ -101,10 +101,9 @@ pub struct VfInfo {
     /// when the PF is reloaded (`mlx5_device_enable_sriov`).
     #[serde(default)]
     pub msix: Option<u16>,
-    /// Whether the driver has made no RDMA device since it was bound last, as its parameter `enable_rdma` said so. Neither it
-    /// nor the parameter is kept when the card's process ends.
-    #[serde(skip)]
-    pub without_rdma: bool,
+    /// What the driver makes. The default is for states that older versions wrote without this field.
+    #[serde(default)]
+    pub parts: Parts,
 }
 
 impl VfInfo {
@@ -123,7 +122,7 @@ impl VfInfo {
             link: LinkState::default(),
             permanent: None,
             msix: None,
-            without_rdma: false,
+            parts: Parts::default(),
         }
     }
 }
@@ -140,7 +139,7 @@ impl VportInfo {
     /// driver of the VF is bound again.
     pub(crate) fn reloaded(mut self) -> Self {
         if let Some(vf) = &mut self.vf {
-            (vf.link, vf.msix, vf.without_rdma) = (LinkState::default(), None, false);
+            (vf.link, vf.msix, vf.parts) = (LinkState::default(), None, Parts::default());
         }
         self.probe();
         self
@@ -491,9 +490,12 @@ impl Pf {
             vf.bound = true;
         }
         let mac = bound.netdev_mac(self.mac_of(vport));
-        self.shared.create(cx, Resource::VfNetdev(self.index(), vport), mac, None)?;
+        let has_netdev = bound.has_vf_netdev();
+        if has_netdev {
+            self.shared.create(cx, Resource::VfNetdev(self.index(), vport), mac, None)?;
+        }
         *info = bound;
-        self.ensure_vf(cx, vport, true);
+        self.ensure_vf(cx, vport, has_netdev);
         self.publish(state, cx, || Event::DeviceBound(address));
         Ok(())
     }
@@ -514,21 +516,25 @@ impl Pf {
         if !vf.bound {
             return Err(Error::NotBound(address));
         }
-        (vf.bound, vf.without_rdma) = (false, false);
-        self.shared.destroy(cx, &[Resource::VfNetdev(self.index(), vport)]);
+        let had_netdev = vf.parts.eth;
+        (vf.bound, vf.parts) = (false, Parts::default());
+        if had_netdev {
+            self.shared.destroy(cx, &[Resource::VfNetdev(self.index(), vport)]);
+        }
         self.ensure_vf(cx, vport, false);
         self.publish(state, cx, || Event::DeviceUnbound(address));
         Ok(())
     }
 
-    /// States that a VF has been bound or unbound: its port exists, and its netdev exists if and only if it is bound.
+    /// States that a VF has been bound or unbound: its port exists, and its netdev exists if and only if it is bound to a
+    /// driver that makes one.
     #[track_caller]
-    fn ensure_vf(&self, cx: &Locked<'_, Devlink>, vport: Vport, bound: bool) {
+    fn ensure_vf(&self, cx: &Locked<'_, Devlink>, vport: Vport, has_netdev: bool) {
         let [port, netdev] = [Resource::Port(self.index(), vport), Resource::VfNetdev(self.index(), vport)];
         cx.ensure(
             "true-success",
-            || self.shared.has_made(&port) && self.shared.has_made(&netdev) == bound,
-            || format!("{}: {vport} is bound: {bound}, and its port or netdev does not match", self.address()),
+            || self.shared.has_made(&port) && self.shared.has_made(&netdev) == has_netdev,
+            || format!("{}: {vport} has a netdev: {has_netdev}, and its port or netdev does not match", self.address()),
         );
     }
 }

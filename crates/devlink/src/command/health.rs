@@ -26,14 +26,28 @@ const HEALTHY: u8 = 0;
 const ERROR: u8 = 1;
 
 /// What should be loaded and is not.
-enum NotLoaded<'a> {
+pub(crate) enum NotLoaded<'a> {
     /// A representor of a port.
     Representor(PortHandle, RepType, &'a RepFailure),
     /// On a DPU, the VFs of the host; with the error.
     HostVfs(PciAddress, &'a str),
 }
 
-impl NotLoaded<'_> {
+impl<'a> NotLoaded<'a> {
+    /// All that a PF should have loaded and has not.
+    pub(crate) fn of(pf: &'a PfView) -> Vec<Self> {
+        let mut found = Vec::new();
+        for port in &pf.ports {
+            for (ty, state) in RepType::ALL.into_iter().zip(&port.reps) {
+                if let RepState::Failed(failure) = state {
+                    found.push(Self::Representor(port.handle, ty, failure));
+                }
+            }
+        }
+        found.extend(pf.host_failure.as_deref().map(|error| Self::HostVfs(pf.address, error)));
+        found
+    }
+
     /// The values that the diagnosis reports for `port`, `type` and `error`.
     fn texts(&self) -> [String; 3] {
         match self {
@@ -43,22 +57,10 @@ impl NotLoaded<'_> {
     }
 }
 
-fn not_loaded(pf: &PfView) -> Vec<NotLoaded<'_>> {
-    let mut found = Vec::new();
-    for port in &pf.ports {
-        for (ty, state) in RepType::ALL.into_iter().zip(&port.reps) {
-            if let RepState::Failed(failure) = state {
-                found.push(NotLoaded::Representor(port.handle, ty, failure));
-            }
-        }
-    }
-    found.extend(pf.host_failure.as_deref().map(|error| NotLoaded::HostVfs(pf.address, error)));
-    found
-}
-
-fn reporter_message(to: &mut Builder, pf: &PfView) {
+/// The message that describes the reporter of what is not loaded.
+pub(crate) fn reporter_message(to: &mut Builder, pf: &PfView) {
     put_device(to, pf.address);
-    let failed = not_loaded(pf).len() as u64;
+    let failed = NotLoaded::of(pf).len() as u64;
     nest(to, a::HEALTH_REPORTER, |to| {
         to.text(a::HEALTH_REPORTER_NAME, REPORTER);
         to.u8(a::HEALTH_REPORTER_STATE, if failed == 0 { HEALTHY } else { ERROR });
@@ -245,7 +247,7 @@ pub(super) fn diagnose(
         Found::Representors(pf) => pf,
         Found::Mlx5(reporter) => return reporter.diagnose(reply),
     };
-    let not_loaded = not_loaded(&pf);
+    let not_loaded = NotLoaded::of(&pf);
     reply.add(c::HEALTH_DIAGNOSE, |to| {
         nest(to, a::FMSG, |to| {
             to.flag(a::FMSG_OBJ_NEST_START);

@@ -1,15 +1,16 @@
 //! `devlink dev param`.
 
 use eswitch::PciAddress;
-use eswitch::auxiliary::{AuxKind, AuxiliaryName};
-use eswitch::devlink::{InitParams, SteeringMode};
+use eswitch::auxiliary::AuxiliaryName;
+use eswitch::devlink::{InitParams, Parts, SteeringMode};
 use eswitch::lag::LagMode;
-use netlink::{Builder, Errno};
+use netlink::{Builder, Datagram, Errno};
 
 use super::dev::bound;
 use crate::card::{Cx, Served};
 use crate::instance::{self, Instance, Named};
 use crate::nests::nest;
+use crate::notify::message;
 use crate::numbers::{attribute as a, command as c, nla};
 use crate::refusal::Refusal;
 use crate::reply::ReplyWriter;
@@ -133,10 +134,9 @@ struct FunctionParam {
 }
 
 enum FunctionParamKind {
-    /// A part of the function, which it has: nothing else is supported here.
+    /// Whether the driver makes a part of the function when the instance is reloaded (`mlx5_devlink_enable_rdma_validate` takes
+    /// both).
     Part,
-    /// Whether the driver makes an RDMA device when the instance is reloaded (`mlx5_devlink_enable_rdma_validate` takes both).
-    Rdma,
     /// A number that is stored and shown, as the kernel has the queues: its default, and what it may be.
     Number(u32, fn(&Served, Cx<'_, '_>, u32) -> Result<(), Refusal>),
 }
@@ -154,29 +154,30 @@ const fn number(
     FunctionParam { name, generic, kind: FunctionParamKind::Number(default, validate) }
 }
 
-/// The name of the parameter of a VF or SF that says whether its driver makes an RDMA device.
+/// The parameters of a VF or SF that say what its driver makes. Without RoCE it makes no RDMA device here; mlx5 keeps one
+/// without RoCE.
+const ENABLE_ETH: &str = "enable_eth";
 const ENABLE_RDMA: &str = "enable_rdma";
+const ENABLE_ROCE: &str = "enable_roce";
 
 /// The parameters that mlx5 registers for every function (`mlx5_devlink_params`, `mlx5_devlink_eth_params`,
 /// `mlx5_devlink_rdma_params`, `max_uc_list`), of those that this card has. Those of the E-Switch are of the PF's instance.
 const FUNCTION_PARAMS: &[FunctionParam] = &[
-    part("enable_roce"),
+    part(ENABLE_ROCE),
     number("io_eq_size", true, 1024, valid_eq_size),
     number("event_eq_size", true, 4096, valid_eq_size),
-    part("enable_eth"),
+    part(ENABLE_ETH),
     number("hairpin_num_queues", false, 2, valid_hairpin_queues),
     number("hairpin_queue_size", false, 1024, valid_hairpin_size),
-    FunctionParam { name: ENABLE_RDMA, generic: true, kind: FunctionParamKind::Rdma },
+    part(ENABLE_RDMA),
     number("max_macs", true, 128, valid_max_macs),
 ];
 
 impl FunctionParam {
     fn get(&self, served: &Served, cx: Cx<'_, '_>, device: DeviceName) -> Value {
         match self.kind {
-            // A function has RoCE unless that was taken from it through its port.
-            FunctionParamKind::Part if self.name == "enable_roce" => Value::Bool(has_rdma(served, cx, device)),
-            FunctionParamKind::Part => Value::Bool(true),
-            FunctionParamKind::Rdma => Value::Bool(makes_rdma(served, cx, device)),
+            FunctionParamKind::Part if is_off(served, cx, device, self.name) => Value::Bool(false),
+            FunctionParamKind::Part => Value::Bool(self.name != ENABLE_ROCE || may_have_roce(served, cx, device)),
             FunctionParamKind::Number(default, _) => {
                 Value::Number(served.settings.param(cx, device, self.name).unwrap_or(default))
             }
@@ -185,20 +186,13 @@ impl FunctionParam {
 
     fn set(&self, served: &Served, cx: Cx<'_, '_>, device: DeviceName, given: &Given<'_>) -> Result<(), Refusal> {
         match self.kind {
-            FunctionParamKind::Part => match given.bool()? {
+            FunctionParamKind::Part => {
+                let on = given.bool()?;
                 // `mlx5_devlink_enable_roce_validate`.
-                true if self.name == "enable_roce" && !has_rdma(served, cx, device) => {
-                    Err(Refusal::unsupported("mlx5_core: Device doesn't support RoCE"))
+                if on && self.name == ENABLE_ROCE && !may_have_roce(served, cx, device) {
+                    return Err(Refusal::unsupported("mlx5_core: Device doesn't support RoCE"));
                 }
-                true => Ok(()),
-                false => Err(Refusal::unsupported(format!(
-                    "mlx5_core: a VF or SF of this card has its netdev, and RoCE if its port's function has, so `{}` stays \
-                     true; unbind its driver, or set `roce` of the function of its port",
-                    self.name
-                ))),
-            },
-            FunctionParamKind::Rdma => {
-                served.settings.set_param(cx, device, ENABLE_RDMA, given.bool()?.into());
+                served.settings.set_param(cx, device, self.name, on.into());
                 Ok(())
             }
             FunctionParamKind::Number(_, validate) => {
@@ -211,18 +205,32 @@ impl FunctionParam {
     }
 }
 
-/// Whether the driver of a VF or SF makes an RDMA device when its instance is reloaded.
-pub(super) fn makes_rdma(served: &Served, cx: Cx<'_, '_>, device: DeviceName) -> bool {
-    served.settings.param(cx, device, ENABLE_RDMA) != Some(0)
+/// What the driver of a VF or SF makes when its instance is reloaded.
+pub(super) fn parts_of(served: &Served, cx: Cx<'_, '_>, device: DeviceName) -> Parts {
+    let mut is_on = |name| !is_off(served, cx, device, name);
+    Parts { eth: is_on(ENABLE_ETH), rdma: is_on(ENABLE_RDMA) && is_on(ENABLE_ROCE) }
 }
 
-/// Whether a VF or SF has an auxiliary device for RDMA, or would have one if `enable_rdma` did not say otherwise.
-fn has_rdma(served: &Served, cx: Cx<'_, '_>, device: DeviceName) -> bool {
-    if !makes_rdma(served, cx, device) {
-        return true;
+/// Whether a part of a VF or SF was switched off.
+fn is_off(served: &Served, cx: Cx<'_, '_>, device: DeviceName, name: &'static str) -> bool {
+    served.settings.param(cx, device, name) == Some(0)
+}
+
+/// Whether the function of a VF or SF has RoCE: it has unless that was taken from it through its port.
+fn may_have_roce(served: &Served, cx: Cx<'_, '_>, device: DeviceName) -> bool {
+    let engine = served.card.engine();
+    match device {
+        DeviceName::Pci(address) => {
+            let Some((pf, number)) = engine.config().vf_at(address) else { return false };
+            let pf = engine.inspect_pf(cx, engine.config().pf_address(pf));
+            pf.is_ok_and(|pf| pf.vfs.iter().any(|vf| vf.number == number && vf.roce))
+        }
+        DeviceName::Auxiliary(AuxiliaryName::Sf { id }) => engine.addresses().into_iter().any(|address| {
+            let pf = engine.inspect_pf(cx, address);
+            pf.is_ok_and(|pf| pf.ports.iter().filter_map(|port| port.sf).any(|sf| sf.id == id && sf.roce))
+        }),
+        DeviceName::Auxiliary(AuxiliaryName::Part { .. }) => false,
     }
-    let is_rdma = |name| matches!(name, AuxiliaryName::Part { kind: AuxKind::Rdma, .. });
-    served.view(cx).auxiliary.iter().any(|part| part.parent == device && is_rdma(part.name))
 }
 
 fn function_param(attributes: &Attributes<'_>) -> Result<&'static FunctionParam, Refusal> {
@@ -331,7 +339,11 @@ fn set_steering(served: &Served, cx: Cx<'_, '_>, device: PciAddress, given: Give
     Ok(served.card.engine().change_params(cx, device, |params| params.steering = steering)?)
 }
 
-fn param_message(to: &mut Builder, device: DeviceName, (name, generic, cmode): (&str, bool, u8), value: &Value) {
+/// A parameter as messages describe it: its name, whether it is a generic one, and its cmode.
+type Described = (&'static str, bool, u8);
+
+/// `value`: `None` once the instance is gone.
+fn param_message(to: &mut Builder, device: DeviceName, (name, generic, cmode): Described, value: Option<&Value>) {
     to.text(a::BUS_NAME, device.bus()).text(a::DEV_NAME, &device.to_string());
     nest(to, a::PARAM, |to| {
         to.text(a::PARAM_NAME, name);
@@ -341,12 +353,13 @@ fn param_message(to: &mut Builder, device: DeviceName, (name, generic, cmode): (
         to.u8(
             a::PARAM_TYPE,
             match value {
-                Value::Bool(_) => nla::FLAG,
-                Value::Number(_) => nla::U32,
-                Value::Text(_) => nla::STRING,
+                Some(Value::Bool(_)) | None => nla::FLAG,
+                Some(Value::Number(_)) => nla::U32,
+                Some(Value::Text(_)) => nla::STRING,
             },
         );
         nest(to, a::PARAM_VALUES_LIST, |to| {
+            let Some(value) = value else { return };
             nest(to, a::PARAM_VALUE, |to| {
                 to.u8(a::PARAM_VALUE_CMODE, cmode);
                 match value {
@@ -366,15 +379,44 @@ fn param_named(attributes: &Attributes<'_>) -> Result<&'static Param, Refusal> {
 }
 
 impl Param {
-    fn add(&self, device: PciAddress, value: &Value, reply: &mut ReplyWriter<'_>) {
-        let told = (self.name, self.generic, self.cmode);
-        reply.add(c::PARAM_GET, |to| param_message(to, DeviceName::Pci(device), told, value));
+    fn described(&self) -> Described {
+        (self.name, self.generic, self.cmode)
     }
 }
 
 impl FunctionParam {
-    fn add(&self, device: DeviceName, value: &Value, reply: &mut ReplyWriter<'_>) {
-        reply.add(c::PARAM_GET, |to| param_message(to, device, (self.name, self.generic, DRIVERINIT), value));
+    fn described(&self) -> Described {
+        (self.name, self.generic, DRIVERINIT)
+    }
+}
+
+/// Every parameter of an instance, with its value.
+fn all_of(served: &Served, cx: Cx<'_, '_>, device: DeviceName) -> Vec<(Described, Value)> {
+    match device {
+        DeviceName::Pci(pf) if served.card.engine().pf(cx, pf).is_ok() => {
+            // A PF that has been unbound meanwhile has no parameters.
+            let value = |param: &Param| Some((param.described(), (param.get)(served, cx, pf).ok()?));
+            PARAMS.iter().filter_map(value).collect()
+        }
+        _ => FUNCTION_PARAMS.iter().map(|param| (param.described(), param.get(served, cx, device))).collect(),
+    }
+}
+
+/// Adds the notifications of the parameters of an instance that is new. `place`: as for [`message`].
+pub(crate) fn notify_new(served: &Served, cx: Cx<'_, '_>, device: DeviceName, place: Option<u64>, to: &mut Datagram) {
+    for (described, value) in all_of(served, cx, device) {
+        message(to, place, c::PARAM_NEW, |to| param_message(to, device, described, Some(&value)));
+    }
+}
+
+/// Adds the notifications that they are gone, which name them without their values.
+pub(crate) fn notify_gone(is_pf: bool, device: DeviceName, place: Option<u64>, to: &mut Datagram) {
+    let described: Vec<Described> = match is_pf {
+        true => PARAMS.iter().map(Param::described).collect(),
+        false => FUNCTION_PARAMS.iter().map(FunctionParam::described).collect(),
+    };
+    for described in described.into_iter().rev() {
+        message(to, place, c::PARAM_DEL, |to| param_message(to, device, described, None));
     }
 }
 
@@ -384,19 +426,29 @@ pub(super) fn get(
     attributes: &Attributes<'_>,
     reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
-    match instance::find(served, cx, attributes.required_handle()?)? {
+    let found = instance::find(served, cx, attributes.required_handle()?)?;
+    let (described, value) = named(served, cx, &found, attributes)?;
+    reply.add(c::PARAM_GET, |to| param_message(to, found.device(), described, Some(&value)));
+    Ok(())
+}
+
+/// The parameter of an instance that a request names, with its value.
+fn named(
+    served: &Served,
+    cx: Cx<'_, '_>,
+    found: &Named,
+    attributes: &Attributes<'_>,
+) -> Result<(Described, Value), Refusal> {
+    match found {
         Named::Pf(device) => {
             let param = param_named(attributes)?;
-            let value = (param.get)(served, cx, device)?;
-            param.add(device, &value, reply);
+            Ok((param.described(), (param.get)(served, cx, *device)?))
         }
         Named::Function(Instance { device, .. }) => {
             let param = function_param(attributes)?;
-            let value = param.get(served, cx, device);
-            param.add(device, &value, reply);
+            Ok((param.described(), param.get(served, cx, *device)))
         }
     }
-    Ok(())
 }
 
 pub(super) fn get_all(
@@ -405,17 +457,11 @@ pub(super) fn get_all(
     _: &Attributes<'_>,
     reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
-    for device in bound(served, cx) {
-        for param in PARAMS {
-            // A PF that has been unbound meanwhile has no parameters.
-            let Ok(value) = (param.get)(served, cx, device) else { continue };
-            param.add(device, &value, reply);
-        }
-    }
-    for Instance { device, .. } in instance::all_of(served, cx) {
-        for param in FUNCTION_PARAMS {
-            let value = param.get(served, cx, device);
-            param.add(device, &value, reply);
+    let pfs = bound(served, cx).into_iter().map(DeviceName::Pci);
+    let functions = instance::all_of(served, cx).into_iter().map(|instance| instance.device);
+    for device in pfs.chain(functions) {
+        for (described, value) in all_of(served, cx, device) {
+            reply.add(c::PARAM_GET, |to| param_message(to, device, described, Some(&value)));
         }
     }
     Ok(())
@@ -425,25 +471,30 @@ pub(super) fn set(
     served: &Served,
     cx: Cx<'_, '_>,
     attributes: &Attributes<'_>,
-    _: &mut ReplyWriter<'_>,
+    reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
     let found = instance::find(served, cx, attributes.required_handle()?)?;
     let cmode = |is: u8| match attributes.u8(a::PARAM_VALUE_CMODE)?.ok_or(Refusal::bare(Errno::INVAL))? {
         cmode if cmode == is => Ok(()),
         _ => Err(Refusal::bare(Errno::OPNOTSUPP)),
     };
-    match found {
+    match &found {
         Named::Pf(device) => {
             let param = param_named(attributes)?;
             cmode(param.cmode)?;
-            (param.set)(served, cx, device, given(attributes)?)
+            (param.set)(served, cx, *device, given(attributes)?)?;
         }
         Named::Function(Instance { device, .. }) => {
             let param = function_param(attributes)?;
             cmode(DRIVERINIT)?;
-            param.set(served, cx, device, &given(attributes)?)
+            param.set(served, cx, *device, &given(attributes)?)?;
         }
     }
+    // `devlink_param_notify`: also of a parameter that was set to the value that it had.
+    let ((described, value), device) = (named(served, cx, &found, attributes)?, found.device());
+    let place = served.shared.netns_of(cx, device);
+    message(reply.notices(), place, c::PARAM_NEW, |to| param_message(to, device, described, Some(&value)));
+    Ok(())
 }
 
 /// The value in a request.

@@ -8,7 +8,8 @@ use eswitch::{PfIndex, Vport};
 use netlink::{Errno, errno_of};
 
 use super::dev::{put_device, put_instance};
-use super::param::makes_rdma;
+use super::param::parts_of;
+use super::trap;
 use crate::card::{Cx, Destination, Served};
 use crate::instance::{self, Instance, Named};
 use crate::numbers::{attribute as a, command as c};
@@ -76,6 +77,14 @@ pub(super) fn reload(
     }
     let to = netns.as_ref().map_or(Destination::Same, Destination::Namespace);
     reload_to(served, cx, &meant, to)?;
+    if let Named::Pf(_) = meant
+        && netns.is_none()
+    {
+        // Its traps have been made anew (`mlx5_unload`, `mlx5_load`). What else concerns it is notified as it happens.
+        let (device, place) = (meant.device(), served.shared.netns_of(cx, meant.device()));
+        trap::notify_gone(device, place, reply.notices());
+        trap::notify_new(served, cx, device, place, reply.notices());
+    }
     if attributes.has(a::RELOAD_ACTION) || attributes.has(a::RELOAD_LIMITS) {
         reply.add(c::RELOAD, |to| {
             match &meant {
@@ -152,16 +161,16 @@ fn carry_out(served: &Served, cx: Cx<'_, '_>, meant: &Named) -> Result<(), Refus
 /// Unbinds the driver of a VF or SF and binds it again.
 fn reload_instance(served: &Served, cx: Cx<'_, '_>, instance: &Instance) -> Result<(), Refusal> {
     let engine = served.card.engine();
-    let rdma = makes_rdma(served, cx, instance.device);
+    let parts = parts_of(served, cx, instance.device);
     match instance.device {
         DeviceName::Pci(address) => {
             engine.unbind(cx, address)?;
-            engine.set_vf_rdma(cx, address, rdma)?;
+            engine.set_vf_parts(cx, address, parts)?;
             Ok(engine.bind(cx, address)?)
         }
         DeviceName::Auxiliary(AuxiliaryName::Sf { id }) => {
             engine.set_sf_bound(cx, id, false)?;
-            engine.set_sf_rdma(cx, id, rdma)?;
+            engine.set_sf_parts(cx, id, parts)?;
             Ok(engine.set_sf_bound(cx, id, true)?)
         }
         // Only PCI functions and SFs have a devlink instance.

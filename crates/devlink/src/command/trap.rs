@@ -2,12 +2,13 @@
 //! `drivers/net/ethernet/mellanox/mlx5/core/devlink.c`). Here no packet is dropped for these reasons, so an action is kept
 //! and shown, and the counters are 0.
 
-use netlink::{Builder, Errno};
+use netlink::{Builder, Datagram, Errno};
 
 use super::dev::bound;
 use crate::card::{Cx, Served};
-use crate::instance::{self, Named};
+use crate::instance;
 use crate::nests::nest;
+use crate::notify::message;
 use crate::numbers::{attribute as a, command as c};
 use crate::refusal::Refusal;
 use crate::reply::ReplyWriter;
@@ -54,16 +55,9 @@ fn group_message(to: &mut Builder, device: DeviceName) {
     put_counters(to);
 }
 
-fn name_of(named: &Named) -> DeviceName {
-    match named {
-        Named::Pf(device) => DeviceName::Pci(*device),
-        Named::Function(instance) => instance.device,
-    }
-}
-
 /// The device of the instance that a request names.
 fn named(served: &Served, cx: Cx<'_, '_>, attributes: &Attributes<'_>) -> Result<DeviceName, Refusal> {
-    Ok(name_of(&instance::find(served, cx, attributes.required_handle()?)?))
+    Ok(instance::find(served, cx, attributes.required_handle()?)?.device())
 }
 
 /// The devices of all instances.
@@ -88,6 +82,24 @@ fn check_group(attributes: &Attributes<'_>) -> Result<(), Refusal> {
 
 fn action(served: &Served, cx: Cx<'_, '_>, device: DeviceName, trap: &'static str) -> u8 {
     served.settings.trap(cx, device, trap).unwrap_or(DROP)
+}
+
+/// Adds the notifications of the trap group and the traps of an instance that is new (`devlink_notify_register` in
+/// `net/devlink/dev.c`). `place`: as for [`message`].
+pub(crate) fn notify_new(served: &Served, cx: Cx<'_, '_>, device: DeviceName, place: Option<u64>, to: &mut Datagram) {
+    message(to, place, c::TRAP_GROUP_NEW, |to| group_message(to, device));
+    for trap in TRAPS {
+        let action = action(served, cx, device, trap);
+        message(to, place, c::TRAP_NEW, |to| trap_message(to, device, trap, action));
+    }
+}
+
+/// Adds the notifications that they are gone (`devlink_notify_unregister`).
+pub(crate) fn notify_gone(device: DeviceName, place: Option<u64>, to: &mut Datagram) {
+    for trap in TRAPS.into_iter().rev() {
+        message(to, place, c::TRAP_DEL, |to| trap_message(to, device, trap, DROP));
+    }
+    message(to, place, c::TRAP_GROUP_DEL, |to| group_message(to, device));
 }
 
 pub(super) fn get(

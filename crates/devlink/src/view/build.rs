@@ -128,7 +128,7 @@ impl<'a> ViewBuilder<'a> {
 
     /// Whether the driver of a VF has made an auxiliary device for RDMA.
     pub(super) fn vf_has_rdma(vf: &VfView) -> bool {
-        vf.info.bound && vf.roce && !vf.info.without_rdma
+        vf.info.bound && vf.roce && vf.info.parts.rdma
     }
 
     /// Whether a driver for RDMA devices is loaded.
@@ -204,8 +204,8 @@ impl<'a> ViewBuilder<'a> {
             let parts = pf.auxiliary.iter().filter(|device| device.sf.is_none_or(is_here));
             devices.extend(parts.map(|device| self.auxiliary_device(pf, device)));
             for (address, vf) in self.vfs(pf).filter(|(_, vf)| vf.info.bound) {
-                let kinds = [AuxKind::Eth, AuxKind::Rdma];
-                for kind in kinds.into_iter().filter(|kind| *kind == AuxKind::Eth || Self::vf_has_rdma(vf)) {
+                let kinds = [(AuxKind::Eth, vf.info.parts.eth), (AuxKind::Rdma, Self::vf_has_rdma(vf))];
+                for kind in kinds.into_iter().filter_map(|(kind, has)| has.then_some(kind)) {
                     devices.push(Auxiliary {
                         name: AuxiliaryName::Part { kind, id: Self::vf_id(pf.index, vf.number) },
                         parent: DeviceName::Pci(address),

@@ -301,6 +301,9 @@ fn a_nest_is_flagged_where_the_kernels_is() {
                 })
                 .unwrap(),
         );
+        for command in [c::RESOURCE_DUMP, c::DPIPE_TABLE_GET] {
+            messages.extend(client.ask(DEVLINK, command, device).unwrap());
+        }
         // then each nest of the table was found, with NLA_F_NESTED exactly where the table has it.
         let mut found = std::collections::BTreeSet::new();
         let mut check = |kind: u16, raw: u16| {

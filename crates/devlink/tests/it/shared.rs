@@ -13,7 +13,7 @@ use devlink::view::Card;
 use devlink::{Client, ESWITCH, ViewReader};
 use eswitch::card::{Fault, ResourceKind};
 use eswitch::vf::VfSetting;
-use eswitch::{CardConfig, MacAddr, Mode, PciAddress, PfIndex};
+use eswitch::{CardConfig, MacAddr, Mode, PciAddress, PfIndex, RepType};
 use netlink::{Builder, find};
 
 fn card(pfs: u8, vfs: u16) -> CardConfig {
@@ -151,6 +151,35 @@ fn a_change_of_a_busy_pf_is_notified_when_it_is_released_and_those_of_others_at_
             assert_eq!(notified(), (command::PORT_NEW, "0000:08:00.1".to_owned()));
         });
         assert_eq!(notified(), (command::PORT_NEW, "0000:08:00.0".to_owned()));
+    });
+}
+
+#[test]
+fn a_representor_that_fails_and_one_that_is_loaded_later_are_notified_by_their_reporter() {
+    with_card_of(CardConfig { retry_ms: 1, retry_max_ms: 1, ..card(1, 1) }, |up| {
+        let mut listener = Client::connect(&up.path).unwrap();
+        let join = |to: &mut Builder| {
+            to.u32(eswitch_family::GROUP, devlink::CONFIG_GROUP);
+        };
+        listener.ask(ESWITCH, JOIN, join).unwrap();
+        perform(&up.path, switchdev(pf(0)));
+        perform(&up.path, unload_ib());
+        let kind = ResourceKind::Representor(RepType::Ib);
+        perform(
+            &up.path,
+            Command::AddFault(Fault { kind, pf: Some(PfIndex(0)), vport: None, after: 0, times: 1, delay: None }),
+        );
+        perform(&up.path, Command::LoadModule("mlx5_ib".to_owned()));
+        let mut states: Vec<u8> = Vec::new();
+        while states.len() < 2 {
+            for message in listener.receive_notification().unwrap() {
+                if message.command == command::HEALTH_RECOVER {
+                    let reporter = find(&message.attributes, attribute::HEALTH_REPORTER).unwrap().value;
+                    states.extend(find(reporter, attribute::HEALTH_REPORTER_STATE).unwrap().value);
+                }
+            }
+        }
+        assert_eq!(states, [1, 0], "an error, then healthy");
     });
 }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::Engine;
 use crate::card::Resource;
 use crate::device::Pf;
-use crate::devlink::DevlinkState;
+use crate::devlink::{DevlinkState, Parts};
 use crate::error::{Error, Result};
 use crate::ids::{MacAddr, Mode, PciAddress, PortHandle, SfNum, Vport};
 use crate::lock_order::Devlink as DevlinkClass;
@@ -68,26 +68,26 @@ impl Engine {
         self.with_sf(cx, id, |pf, cx, sf| pf.set_sf_bound(sf, cx, bound))
     }
 
-    /// Has the driver of an SF that is unbound make an RDMA device when it is bound next, or not (`enable_rdma`).
+    /// Has the driver of an SF that is unbound make these parts when it is bound next.
     ///
     /// # Errors
     /// No such device, or it is bound.
-    pub fn set_sf_rdma(&self, cx: &mut Locked<'_, Unlocked>, id: u32, rdma: bool) -> Result<()> {
-        self.with_sf(cx, id, |pf, cx, sf| pf.set_sf_rdma(sf, cx, rdma))
+    pub fn set_sf_parts(&self, cx: &mut Locked<'_, Unlocked>, id: u32, parts: Parts) -> Result<()> {
+        self.with_sf(cx, id, |pf, cx, sf| pf.set_sf_parts(sf, cx, parts))
     }
 
-    /// Has the driver of a VF that is unbound make an RDMA device when it is bound next, or not (`enable_rdma`).
+    /// Has the driver of a VF that is unbound make these parts when it is bound next.
     ///
     /// # Errors
     /// No such VF, or it is bound.
-    pub fn set_vf_rdma(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, rdma: bool) -> Result<()> {
+    pub fn set_vf_parts(&self, cx: &mut Locked<'_, Unlocked>, address: PciAddress, parts: Parts) -> Result<()> {
         let vf = self.config().vf_at(address).ok_or(Error::NoFunction(address))?;
         self.with_vf(cx, address, vf, |_, state, _, function| {
             let vf = state.vf(function)?;
             if vf.bound {
                 return Err(Error::AlreadyBound(address));
             }
-            vf.without_rdma = !rdma;
+            vf.parts = parts;
             Ok(())
         })
     }

@@ -180,7 +180,7 @@ impl Pf {
         let port = |v| Resource::Port(self.index(), v);
         let ports = vports.clone().map(|(v, info)| Create { resource: port(*v), mac: mac(*v, info), sfnum });
         let netdev = |v| Resource::VfNetdev(self.index(), v);
-        let netdevs = vports.filter(|(_, info)| info.is_vf_bound());
+        let netdevs = vports.filter(|(_, info)| info.has_vf_netdev());
         let netdevs = netdevs.map(|(v, info)| Create { resource: netdev(*v), mac: mac(*v, info), sfnum });
         self.shared.create_all(cx, &ports.chain(netdevs).collect::<Vec<_>>())
     }
@@ -208,8 +208,8 @@ impl Pf {
     }
 
     fn drop_ports(&self, state: &mut DevlinkState, cx: &mut Locked<'_, Devlink>, vports: &[Vport]) {
-        let bound = vports.iter().filter(|v| state.vports.get(v).is_some_and(VportInfo::is_vf_bound));
-        let netdevs = bound.map(|v| Resource::VfNetdev(self.index(), *v));
+        let with_netdev = vports.iter().filter(|v| state.vports.get(v).is_some_and(VportInfo::has_vf_netdev));
+        let netdevs = with_netdev.map(|v| Resource::VfNetdev(self.index(), *v));
         let ports = vports.iter().map(|v| Resource::Port(self.index(), *v));
         self.shared.destroy(cx, &netdevs.chain(ports).collect::<Vec<_>>());
         for vport in vports {

@@ -188,10 +188,10 @@ impl Engine {
                 wanted.extend(rdma.then_some((AuxKind::RdmaRep, None)));
             }
         }
-        for port in pf.ports.iter().filter(|port| port.sf.is_some_and(|sf| sf.active && !sf.unbound)) {
-            wanted.push((AuxKind::Eth, Some(port.vport)));
-            let rdma = port.sf.is_some_and(|sf| sf.roce && sf.rdma);
-            wanted.extend(rdma.then_some((AuxKind::Rdma, Some(port.vport))));
+        for port in &pf.ports {
+            let Some(sf) = port.sf.filter(|sf| sf.active && !sf.unbound) else { continue };
+            wanted.extend(sf.parts.eth.then_some((AuxKind::Eth, Some(port.vport))));
+            wanted.extend((sf.roce && sf.parts.rdma).then_some((AuxKind::Rdma, Some(port.vport))));
         }
         wanted
     }
@@ -218,14 +218,14 @@ impl Engine {
                 (AuxKind::EthRep | AuxKind::RdmaRep, _) => None,
             });
         }
-        let vport = |(vport, info): (&Vport, &VportInfo)| (*vport, info.is_vf_bound());
+        let vport = |(vport, info): (&Vport, &VportInfo)| (*vport, info.has_vf_netdev());
         let vports =
             self.query_devlink(cx, pf.address, |_, state, _| Ok(state.vports.iter().map(vport).collect::<Vec<_>>()));
-        for (vport, bound) in vports.unwrap_or_default() {
+        for (vport, has_netdev) in vports.unwrap_or_default() {
             if vport != Vport::Uplink {
                 expected.insert(Resource::Port(index, vport));
             }
-            if bound {
+            if has_netdev {
                 expected.insert(Resource::VfNetdev(index, vport));
             }
         }

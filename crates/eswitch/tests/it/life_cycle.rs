@@ -235,7 +235,7 @@ fn an_sf_of_a_dpus_host_has_its_number_and_place_apart_and_no_device_on_the_dpu(
         engine.settle(cx, true);
         let pf = bench.pf0(cx);
         let sf = pf.ports.iter().find(|port| port.handle == hosts).unwrap().sf.unwrap();
-        assert!(sf.active && sf.attached && sf.roce && !sf.rdma);
+        assert!(sf.active && sf.attached && sf.roce && !sf.parts.rdma);
         assert_eq!(pf.auxiliary.iter().filter(|device| device.sf.is_some()).count(), 1, "its netdev only");
         assert!(matches!(engine.set_sf_bound(cx, sf.id, false), Err(Error::NoSfDevice(_))), "the host's driver");
         assert_eq!(engine.check(cx), []);

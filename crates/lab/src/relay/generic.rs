@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use ::netlink::{
-    Awaited, Errno, Flags, GENL_HEADER, HEADER, Header, Message, NLMSG_DONE, NLMSG_MIN_TYPE, Part, attributes,
+    Awaited, Errno, Flags, GENL_HEADER, HEADER, Header, Message, NLMSG_DONE, NLMSG_MIN_TYPE, Outcome, Part, attributes,
     errno_of, find, messages, nlmsgerr_attr, overwrite, rewrite, row,
 };
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, send, sendmsg};
@@ -69,6 +69,8 @@ enum Destination {
 /// How an answer ended.
 struct End {
     result: Result<(), Errno>,
+    /// Whether the answer is a list that NLMSG_DONE ends, though the request is no dump.
+    is_list: bool,
     /// The attributes of the extended acknowledgement.
     extended: Vec<u8>,
 }
@@ -76,7 +78,7 @@ struct End {
 impl End {
     /// An end without an extended acknowledgement.
     fn bare(result: Result<(), Errno>) -> Self {
-        Self { result, extended: Vec::new() }
+        Self { result, is_list: false, extended: Vec::new() }
     }
 }
 
@@ -241,7 +243,7 @@ impl Generic {
                 let why = row(|to| {
                     to.text(nlmsgerr_attr::MSG, "the card does not answer");
                 });
-                End { result: Err(errno), extended: why.unwrap_or_default() }
+                End { extended: why.unwrap_or_default(), ..End::bare(Err(errno)) }
             }
         }
     }
@@ -258,14 +260,18 @@ impl Generic {
             let at_card = families.number_at_card(cx, n, socket)?;
             send_with(socket, &to_server(request, id, at_card), netns.as_ref())?;
             let mut awaited = Awaited::new(request.header.sequence);
+            let mut is_list = false;
             loop {
                 let len = relay.receive_from(cx, socket.as_fd(), buffer)?;
                 let (mut answers, mut end) = (Vec::new(), None);
                 for message in messages(&buffer[..len]) {
                     match awaited.read(message) {
-                        Part::Data(message) => answers.push(from_server(&message, at_card, id, port)),
-                        Part::End(outcome) => {
-                            end = Some(End { result: outcome.result, extended: outcome.attributes.to_vec() });
+                        Part::Data(message) => {
+                            is_list |= message.header.flags.contains(Flags::MULTI);
+                            answers.push(from_server(&message, at_card, id, port));
+                        }
+                        Part::End(Outcome { result, attributes, .. }) => {
+                            end = Some(End { result, is_list, extended: attributes.to_vec() });
                         }
                         Part::Other => {}
                     }
@@ -327,8 +333,12 @@ fn send_with(socket: &OwnedFd, request: &[u8], descriptor: Option<&OwnedFd>) -> 
 /// Sends the program the end of an answer: of a dump, an error, or an acknowledgement if it has requested one.
 fn send_end(cx: Cx<'_, '_>, relay: &mut Relay, request: &Message<'_>, end: End) {
     if end.result.is_ok() && request.header.is_dump() {
+        return relay.end_dump(cx, request);
+    }
+    if end.result.is_ok() && end.is_list {
         relay.end_dump(cx, request);
-    } else if end.result.is_err() || request.header.flags.contains(Flags::ACK) {
+    }
+    if end.result.is_err() || request.header.flags.contains(Flags::ACK) {
         relay.acknowledge(cx, request, end.result, |to| {
             for attribute in attributes(&end.extended).flatten() {
                 to.copy(&attribute);

@@ -59,7 +59,7 @@ fn refusal(errno: Errno, why: &str) -> End {
     let extended = row(|to| {
         to.text(nlmsgerr_attr::MSG, why);
     });
-    End { result: Err(errno), extended: extended.unwrap_or_default() }
+    End { extended: extended.unwrap_or_default(), ..End::bare(Err(errno)) }
 }
 
 /// The device whose instance a message is about.
