@@ -185,7 +185,9 @@ pub enum DevlinkOption {
     InlineMode(u8),
     /// `encap-mode`: one of [`ENCAP_MODES`].
     EncapMode(u8),
-    /// `netns`: a process in the network namespace. Written only.
+    /// `netns`: the name of the network namespace.
+    Netns(String),
+    /// `netns`: a process in the network namespace.
     NetnsPid(u32),
     /// `netns-fd`: a descriptor of the network namespace. Written only.
     NetnsFd(u32),
@@ -236,6 +238,8 @@ pub enum DevlinkOption {
 pub enum ParamValue {
     /// Of type flag.
     Flag(bool),
+    /// Of type u32.
+    Number(u32),
     /// Of type string.
     Text(String),
     /// Of a type that no parameter of the card has. Written only.
@@ -249,6 +253,7 @@ impl DevlinkOption {
             Self::Mode(mode) => ("mode", name_of(usize::from(*mode), &ESWITCH_MODES)),
             Self::InlineMode(mode) => ("inline-mode", name_of(usize::from(*mode), &INLINE_MODES)),
             Self::EncapMode(mode) => ("encap-mode", name_of(usize::from(*mode), &ENCAP_MODES)),
+            Self::Netns(name) => ("netns", text(name)),
             Self::NetnsPid(pid) => ("netns", pid.to_string()),
             Self::NetnsFd(fd) => ("netns-fd", fd.to_string()),
             Self::NetnsId(id) => ("netns-id", id.to_string()),
@@ -256,6 +261,7 @@ impl DevlinkOption {
             Self::ReloadLimits(limits) => ("limits", format!("{limits:#x}")),
             Self::ParamName(name) => ("name", text(name)),
             Self::ParamValue(ParamValue::Flag(on)) => ("value", on.to_string()),
+            Self::ParamValue(ParamValue::Number(value)) => ("value", value.to_string()),
             Self::ParamValue(ParamValue::Text(value)) => ("value", text(value)),
             Self::ParamValue(ParamValue::Bytes(bytes)) => ("value", format!("{bytes:02x?}")),
             Self::ParamCmode(mode) => ("cmode", name_of(usize::from(*mode), &CONFIGURATION_MODES)),

@@ -196,6 +196,7 @@ const OPTIONS: &[ReadOption] = &[
     |request| {
         Some(DevlinkOption::ParamValue(match request.u8(a::PARAM_TYPE).ok()?? {
             nla::FLAG => ParamValue::Flag(request.has(a::PARAM_VALUE_DATA)),
+            nla::U32 => ParamValue::Number(request.u32(a::PARAM_VALUE_DATA).ok()??),
             nla::STRING => ParamValue::Text(request.text(a::PARAM_VALUE_DATA).ok()??.to_owned()),
             _ => ParamValue::Bytes(request.bytes(a::PARAM_VALUE_DATA)?.to_owned()),
         }))

@@ -161,6 +161,20 @@ impl Client {
         self.request(family, command, Flags::empty(), fill)
     }
 
+    /// Sends a request that is no dump along with a descriptor, and returns all messages of the answer.
+    ///
+    /// # Errors
+    /// As for [`ask`](Self::ask).
+    pub fn ask_with(
+        &mut self,
+        descriptor: BorrowedFd<'_>,
+        family: u16,
+        command: u8,
+        fill: impl FnOnce(&mut Builder),
+    ) -> Result<Vec<Answered>, ClientError> {
+        self.request_with(Some(descriptor), family, command, Flags::empty(), fill)
+    }
+
     /// Sends a dump request, and returns all messages of the answer.
     ///
     /// # Errors

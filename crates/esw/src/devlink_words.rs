@@ -6,12 +6,16 @@
 mod message;
 mod print;
 
-use anyhow::{Result, anyhow, bail};
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
 use control::DevlinkCommand;
-use control::devlink::{DevlinkVerb, devlink_forms};
+use control::devlink::{DevlinkOption, DevlinkVerb, devlink_forms};
 use devlink::numbers::command as c;
 use devlink::{CONFIG_GROUP, ClientError, DEVLINK, ESWITCH, eswitch_family};
-use netlink::{Errno, strerror};
+use netlink::{Builder, Errno, strerror};
 
 use crate::arguments::Words;
 use crate::exit_status::{FAILED, HELD};
@@ -32,7 +36,7 @@ pub fn run(object: &str, arguments: &Words) -> Result<u8> {
     let mut cards = connect(&arguments.which)?;
     let answers = match command.handle {
         None => dump(&mut cards, number, &command),
-        Some(_) => request(&mut cards, number, &command),
+        Some(_) => request(&mut cards, number, &command, destination(&command)?.as_ref()),
     };
     match answers {
         Ok(answers) => {
@@ -80,11 +84,34 @@ fn dump(cards: &mut [ConnectedCard], number: u8, command: &DevlinkCommand) -> An
     Ok(all)
 }
 
-/// Sends a request to one card after the other, until one has the instance: a card without it refuses, and does nothing.
-fn request(cards: &mut [ConnectedCard], number: u8, command: &DevlinkCommand) -> Answers {
+/// The network namespace to which a command moves its instance.
+///
+/// # Errors
+/// There is none of that name, or it may not be opened.
+fn destination(command: &DevlinkCommand) -> Result<Option<File>> {
+    let path = command.options.iter().find_map(|option| match option {
+        DevlinkOption::Netns(name) => Some(Path::new("/run/netns").join(name)),
+        DevlinkOption::NetnsPid(pid) => Some(PathBuf::from(format!("/proc/{pid}/ns/net"))),
+        _ => None,
+    });
+    let open = |path: PathBuf| {
+        File::open(&path).with_context(|| {
+            format!("{}: no such network namespace; `ip netns add` makes one with a name", path.display())
+        })
+    };
+    path.map(open).transpose()
+}
+
+/// Sends a request, with a descriptor if there is one, to one card after the other, until one has the instance: a card
+/// without it refuses, and does nothing.
+fn request(cards: &mut [ConnectedCard], number: u8, command: &DevlinkCommand, descriptor: Option<&File>) -> Answers {
     let mut last = Ok(Vec::new());
     for card in cards {
-        last = card.client.ask(DEVLINK, number, |to| message::write(command, to));
+        let write = |to: &mut Builder| message::write(command, to);
+        last = match descriptor {
+            Some(descriptor) => card.client.ask_with(descriptor.as_fd(), DEVLINK, number, write),
+            None => card.client.ask(DEVLINK, number, write),
+        };
         match &last {
             Err(ClientError::Refused(refusal)) if refusal.errno == Errno::NODEV => {}
             _ => break,
@@ -93,7 +120,7 @@ fn request(cards: &mut [ConnectedCard], number: u8, command: &DevlinkCommand) ->
     last
 }
 
-/// Prints events of devices and ports until the command is ended, or every card is gone.
+/// Prints events of devices, ports, parameters and reporters until the command is ended, or every card is gone.
 fn monitor(verb: DevlinkVerb, arguments: &Words) -> Result<u8> {
     let cards = connect(&arguments.which)?;
     let (pass, passed) = std::sync::mpsc::channel();
@@ -118,6 +145,9 @@ fn monitor(verb: DevlinkVerb, arguments: &Words) -> Result<u8> {
             c::DEL => ("dev", "del", print::device),
             c::PORT_NEW => ("port", "new", print::port),
             c::PORT_DEL => ("port", "del", print::port),
+            c::PARAM_NEW => ("param", "new", print::param),
+            c::PARAM_DEL => ("param", "del", print::param),
+            c::HEALTH_RECOVER => ("health", "status", print::health),
             _ => continue,
         };
         let is_shown = match verb {

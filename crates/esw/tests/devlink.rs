@@ -382,6 +382,39 @@ fn a_vf_and_an_sf_have_a_netdev_and_roce_until_a_reload_takes_the_parameters_tha
 }
 
 #[test]
+fn esw_sets_shows_moves_and_listens_as_devlink_does() {
+    if lab::skipped(&["bash", "devlink"]) {
+        return;
+    }
+    const PF: &str = "pci/0000:08:00.0";
+    run_session(
+        "own-words",
+        &[
+            ("ip netns add pod; timeout 60 $ESW monitor >> /run/events & M=$!; sleep 0.5", ""),
+            (&format!("$ESW dev param set {PF} name io_eq_size value 256 cmode driverinit"), ""),
+            (
+                &format!("$ESW dev param show {PF} name io_eq_size"),
+                &format!("{PF}:\n  name io_eq_size type generic\n    values:\n      cmode driverinit value 256"),
+            ),
+            (
+                &format!("$ESW dev param set {PF} name io_eq_size value many cmode driverinit"),
+                "kernel answers: Invalid argument",
+            ),
+            (
+                &format!("$ESW dev reload {PF} netns nothing"),
+                "esw: /run/netns/nothing: no such network namespace; `ip netns add` makes one with a name…",
+            ),
+            (&format!("$ESW dev reload {PF} netns pod; devlink dev; nsenter --net=/run/netns/pod devlink dev"), PF),
+            (&format!("$ESW dev reload {PF} netns $$; devlink dev"), PF),
+            (
+                "sleep 0.3; kill $M; grep -c 'param,new' /run/events; grep -A2 'param,new' /run/events | head -3",
+                &format!("…\n[param,new] {PF}:\n  name io_eq_size type generic\n    values:"),
+            ),
+        ],
+    );
+}
+
+#[test]
 fn what_is_set_and_what_comes_and_goes_is_notified_once_and_as_it_is_shown() {
     if lab::skipped(&["bash", "devlink"]) {
         return;

@@ -63,7 +63,7 @@ const FORMS: &[Form] = &[
     },
     form(DevlinkVerb::EswitchShow, Subject::Device, "show the E-Switch's mode"),
     Form {
-        options: &["action"],
+        options: &["netns", "action"],
         ..form(DevlinkVerb::DevReload, Subject::Device, "unbind the device from its driver and bind it again")
     },
     Form {
@@ -112,7 +112,10 @@ const FORMS: &[Form] = &[
         required: Required::All,
         ..form(DevlinkVerb::HealthRecover, Subject::Device, "try again what has failed")
     },
-    Form { is_default: true, ..form(DevlinkVerb::MonitorAll, Subject::Nothing, "print events of devices and ports") },
+    Form {
+        is_default: true,
+        ..form(DevlinkVerb::MonitorAll, Subject::Nothing, "print events of devices, ports, parameters and reporters")
+    },
     form(DevlinkVerb::MonitorDev, Subject::Nothing, "print events of devices"),
     form(DevlinkVerb::MonitorPort, Subject::Nothing, "print events of ports"),
 ];
@@ -309,12 +312,16 @@ fn option(words: &mut Words<'_>, keyword: &str) -> Result<DevlinkOption, WordErr
         "mode" => DevlinkOption::Mode(number_of(words, &ESWITCH_MODES)?),
         "inline-mode" => DevlinkOption::InlineMode(number_of(words, &INLINE_MODES)?),
         "encap-mode" => DevlinkOption::EncapMode(number_of(words, &ENCAP_MODES)?),
+        "netns" => {
+            let netns = name(words, "the name of a network namespace, or the number of a process in it")?;
+            netns.parse().map_or(DevlinkOption::Netns(netns), DevlinkOption::NetnsPid)
+        }
         "action" => words.keyword(&["driver_reinit"]).map(|_| DevlinkOption::ReloadAction(1))?,
         "name" => DevlinkOption::ParamName(name(words, "the name of a parameter")?),
         "value" => DevlinkOption::ParamValue(match name(words, "the value of a parameter")?.as_str() {
             "true" => ParamValue::Flag(true),
             "false" => ParamValue::Flag(false),
-            text => ParamValue::Text(text.to_owned()),
+            text => text.parse().map_or_else(|_| ParamValue::Text(text.to_owned()), ParamValue::Number),
         }),
         "cmode" => DevlinkOption::ParamCmode(number_of(words, &CONFIGURATION_MODES)?),
         "flavour" => words.keyword(&["pcisf"]).map(|_| DevlinkOption::Flavour(PCI_SF))?,
@@ -396,7 +403,15 @@ fn narrow(parsed: &Parsed, words: &Words<'_>) -> Result<Request, WordError> {
         DevlinkVerb::DevShow => Query::Devices(handle.as_ref().map(|_| device()).transpose()?).into(),
         DevlinkVerb::EswitchShow => Query::Eswitch(device()?).into(),
         DevlinkVerb::PortShow => Query::Ports(handle.as_ref().map(|_| port()).transpose()?).into(),
-        DevlinkVerb::DevReload => Command::Reload(device()?).into(),
+        DevlinkVerb::DevReload => {
+            let is_netns =
+                |option: &DevlinkOption| matches!(option, DevlinkOption::Netns(_) | DevlinkOption::NetnsPid(_));
+            if let Some(at) = options.iter().position(is_netns) {
+                let why = "here a device stays in its network namespace; `esw dev reload` moves one of a daemon's card";
+                return error(parsed.values_at[at], why.to_owned());
+            }
+            Command::Reload(device()?).into()
+        }
         DevlinkVerb::PortDel => Command::DeletePort(port()?).into(),
         DevlinkVerb::EswitchSet => {
             let mut set = (None, None, None);

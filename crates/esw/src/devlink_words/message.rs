@@ -61,6 +61,8 @@ fn write_option(option: &DevlinkOption, to: &mut Builder, of_function: &mut Buil
         DevlinkOption::Mode(mode) => to.u16(a::ESWITCH_MODE, *mode),
         DevlinkOption::InlineMode(mode) => to.u8(a::ESWITCH_INLINE_MODE, *mode),
         DevlinkOption::EncapMode(mode) => to.u8(a::ESWITCH_ENCAP_MODE, *mode),
+        // A descriptor of it goes along.
+        DevlinkOption::Netns(_) => to.u32(a::NETNS_FD, 0),
         DevlinkOption::NetnsPid(pid) => to.u32(a::NETNS_PID, *pid),
         DevlinkOption::NetnsFd(fd) => to.u32(a::NETNS_FD, *fd),
         DevlinkOption::NetnsId(id) => to.u32(a::NETNS_ID, *id),
@@ -69,6 +71,9 @@ fn write_option(option: &DevlinkOption, to: &mut Builder, of_function: &mut Buil
         DevlinkOption::ParamName(name) => to.text(a::PARAM_NAME, name),
         DevlinkOption::ParamValue(ParamValue::Flag(true)) => to.u8(a::PARAM_TYPE, nla::FLAG).flag(a::PARAM_VALUE_DATA),
         DevlinkOption::ParamValue(ParamValue::Flag(false)) => to.u8(a::PARAM_TYPE, nla::FLAG),
+        DevlinkOption::ParamValue(ParamValue::Number(number)) => {
+            to.u8(a::PARAM_TYPE, nla::U32).u32(a::PARAM_VALUE_DATA, *number)
+        }
         DevlinkOption::ParamValue(ParamValue::Text(text)) => {
             to.u8(a::PARAM_TYPE, nla::STRING).text(a::PARAM_VALUE_DATA, text)
         }

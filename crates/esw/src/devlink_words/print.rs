@@ -5,7 +5,7 @@ use control::devlink::{
     PORT_TYPES,
 };
 use devlink::Answered;
-use devlink::numbers::{attribute as a, function};
+use devlink::numbers::{attribute as a, function, nla};
 use netlink::Attribute;
 
 use crate::printable::printable;
@@ -142,22 +142,21 @@ fn info(to: &mut Output, answer: &Answered) {
     }
 }
 
-fn param(to: &mut Output, answer: &Answered) {
-    const STRING: u64 = 5;
+pub fn param(to: &mut Output, answer: &Answered) {
     let fields = Fields::of(answer);
     let Some(param) = fields.nested(a::PARAM) else { return };
     to.heading(fields.device());
     let kind = if param.find(a::PARAM_GENERIC).is_some() { "generic" } else { "driver-specific" };
     to.line(format!("  name {} type {kind}", param.text(a::PARAM_NAME).unwrap_or_default()));
     to.line("    values:");
-    let is_text = param.number(a::PARAM_TYPE) == Some(STRING);
+    let kind = param.number(a::PARAM_TYPE).and_then(|kind| u8::try_from(kind).ok());
     let values = param.nested(a::PARAM_VALUES_LIST);
     for value in values.iter().flat_map(|list| list.all(a::PARAM_VALUE)) {
         let cmode = named(&CONFIGURATION_MODES, value.number(a::PARAM_VALUE_CMODE));
-        let data = match value.find(a::PARAM_VALUE_DATA) {
-            Some(data) if is_text => data.text().unwrap_or_default(),
-            Some(_) => "true",
-            None => "false",
+        let data = match kind {
+            Some(nla::STRING) => value.text(a::PARAM_VALUE_DATA).unwrap_or_default().to_owned(),
+            Some(nla::U32) => value.number(a::PARAM_VALUE_DATA).unwrap_or_default().to_string(),
+            _ => value.find(a::PARAM_VALUE_DATA).is_some().to_string(),
         };
         to.line(format!("      cmode {cmode} value {data}"));
     }
@@ -245,7 +244,7 @@ fn in_bits(rate: u64) -> String {
     unit.map_or_else(|| format!("{bits}bit"), |(size, name)| format!("{}{name}", bits / size))
 }
 
-fn health(to: &mut Output, answer: &Answered) {
+pub fn health(to: &mut Output, answer: &Answered) {
     let fields = Fields::of(answer);
     let Some(reporter) = fields.nested(a::HEALTH_REPORTER) else { return };
     to.heading(fields.device());
