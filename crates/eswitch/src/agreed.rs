@@ -104,6 +104,9 @@ struct Sf {
     unbound: bool,
     #[serde(default)]
     parts: Parts,
+    /// The number of its auxiliary devices, which names the SF and its settings.
+    #[serde(default)]
+    id: Option<u32>,
 }
 
 impl Bound {
@@ -115,8 +118,8 @@ impl Bound {
         for sf in state.sfs.iter() {
             let is = sf.state(cx);
             if let Vport::Sf(place) = sf.vport() {
-                let SfState { sfnum, active, mac, roce, unbound, parts, .. } = is;
-                sfs.insert(place, Sf { sfnum: sfnum.0, active, mac, roce, unbound, parts });
+                let SfState { sfnum, id, active, mac, roce, unbound, parts, .. } = is;
+                sfs.insert(place, Sf { sfnum: sfnum.0, active, mac, roce, unbound, parts, id: Some(id) });
             }
         }
         let (nodes, leaves) = state.rates.all();
@@ -244,7 +247,7 @@ impl Engine {
             for (place, sf) in &bound.sfs {
                 let pfnum = pf.index().0.into();
                 let controller = u32::from(self.shared.config.is_external_sf(Vport::Sf(*place)));
-                let request = SfRequest { controller, pfnum, sfnum: SfNum(sf.sfnum), place: Some(*place) };
+                let request = SfRequest { controller, pfnum, sfnum: SfNum(sf.sfnum), place: Some(*place), id: sf.id };
                 let vport = pf.add_sf(state, cx, request)?;
                 let Some(function) = state.sfs.get(vport).cloned() else { continue };
                 pf.set_sf_mac(&function, cx, sf.mac)?;

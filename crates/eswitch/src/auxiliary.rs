@@ -330,11 +330,13 @@ impl Default for Bus {
 }
 
 impl Bus {
-    /// Allocates a number for the auxiliary devices of an SF.
-    pub(crate) fn new_id<L>(&self, cx: &mut Locked<'_, L>) -> u32 {
+    /// Allocates a number for the auxiliary devices of an SF: this one if it is given, of an SF that is restored, else one
+    /// that is greater than all.
+    pub(crate) fn new_id<L>(&self, cx: &mut Locked<'_, L>, restored: Option<u32>) -> u32 {
         let mut lists = self.lists.lock_leaf(cx);
-        lists.next_id += 1;
-        lists.next_id - 1
+        let id = restored.unwrap_or(lists.next_id);
+        lists.next_id = lists.next_id.max(id + 1);
+        id
     }
 
     /// Adds a device of a PF to the bus and binds its driver. Returns the device and the result of the probe.

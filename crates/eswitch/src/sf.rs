@@ -285,6 +285,8 @@ pub struct SfRequest {
     pub sfnum: SfNum,
     /// The place of an SF that is restored. `None` for the lowest free place.
     pub place: Option<u16>,
+    /// The number of its auxiliary devices, of an SF that is restored: its name stays what it was. `None` for the next one.
+    pub id: Option<u32>,
 }
 
 impl Pf {
@@ -335,7 +337,7 @@ impl Pf {
             vport,
             sfnum: request.sfnum,
             external,
-            id: self.shared.bus.new_id(cx),
+            id: self.shared.bus.new_id(cx, request.id),
             wanted: Mutex::new(Wanted::new()).with_role(&("sf wanted", self.index(), vport)).with_state_digest(digest),
             auxiliary: Mutex::new(false).with_role(&("sf device", self.index(), vport)).with_state_digest(digest),
             devlink: Mutex::new(Vec::new()).with_role(&("sf devlink", self.index(), vport)).with_state_digest(digest),

@@ -55,7 +55,7 @@ impl Engine {
         sfnum: SfNum,
     ) -> Result<PortHandle> {
         self.with_devlink(cx, address, |pf, state, cx| {
-            let vport = pf.add_sf(state, cx, SfRequest { controller, pfnum, sfnum, place: None })?;
+            let vport = pf.add_sf(state, cx, SfRequest { controller, pfnum, sfnum, place: None, id: None })?;
             Ok(pf.port_handle(vport))
         })
     }

@@ -1,11 +1,13 @@
 //! A card is brought up in the agreed state that another one had.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::common::{Bench, addr, story};
 use card_memory::MemoryCard;
 use eswitch::auxiliary::AuxKind;
-use eswitch::devlink::Params;
+use eswitch::card::Resource;
+use eswitch::devlink::{Params, Parts};
 use eswitch::sf::SfState;
 use eswitch::{Agreed, CardConfig, Engine, FunctionChange, Mode, OtherDriver, PfIndex, SfNum};
 use lockdep::{Domain, Locked, Threads, Unlocked};
@@ -59,6 +61,47 @@ fn an_sf_that_was_unbound_by_hand_stays_unbound() {
         engine.settle(cx, true);
         let found = sf(cx, &engine);
         assert!(found.active && !found.unbound && found.attached, "{found:?}");
+        end(cx, &engine);
+    });
+}
+
+#[test]
+fn sfs_of_the_card_and_of_a_dpus_host_have_their_names_places_and_parts_again() {
+    story(|cx, domain| {
+        let config = CardConfig { mode: Mode::Switchdev, dpu: true, max_sfs: 4, ..CardConfig::default() };
+        let bench = Bench::start(cx, domain, config.clone());
+        let engine = &bench.engine;
+        let active = FunctionChange { active: Some(true), ..FunctionChange::default() };
+        let gone = engine.add_sf(cx, addr(), 0, SfNum(1)).unwrap();
+        let own = engine.add_sf(cx, addr(), 0, SfNum(2)).unwrap();
+        let hosts = engine.add_sf_of(cx, addr(), 1, 0, SfNum(2)).unwrap();
+        engine.delete_port(cx, gone).unwrap();
+        for port in [own, hosts] {
+            engine.set_function(cx, port, active).unwrap();
+        }
+        engine.settle(cx, true);
+        let sfs = |cx: &mut Locked<'_, Unlocked>, engine: &Engine| -> Vec<_> {
+            let ports = &engine.inspect(cx).pfs[0].ports;
+            ports.iter().filter_map(|port| Some((port.handle, port.sf?))).collect()
+        };
+        let id = sfs(cx, engine).iter().find(|(port, _)| *port == own).unwrap().1.id;
+        engine.set_sf_bound(cx, id, false).unwrap();
+        engine.set_sf_parts(cx, id, Parts { eth: false, rdma: true }).unwrap();
+        engine.set_sf_bound(cx, id, true).unwrap();
+        let (agreed, before) = (engine.agreed(cx), sfs(cx, engine));
+        assert_eq!(before.len(), 2);
+        bench.end(cx);
+
+        let stored = serde_json::to_value(&agreed).unwrap();
+        let engine = start_as(cx, domain, &config, &serde_json::from_value(stored).unwrap());
+        engine.settle(cx, true);
+        assert_eq!(sfs(cx, &engine), before);
+        assert_eq!(engine.agreed(cx), agreed);
+        let netdevs = engine.inspect(cx).resources.iter().filter(|r| matches!(r, Resource::SfNetdev(..))).count();
+        assert_eq!(netdevs, 1, "the host's, as the other's driver makes none");
+        let next = engine.add_sf(cx, addr(), 0, SfNum(3)).unwrap();
+        let ids: BTreeSet<u32> = sfs(cx, &engine).iter().map(|(_, sf)| sf.id).collect();
+        assert_eq!((next, ids.len()), (gone, 3), "the lowest free place, and a number of its own");
         end(cx, &engine);
     });
 }
