@@ -382,6 +382,43 @@ fn a_vf_and_an_sf_have_a_netdev_and_roce_until_a_reload_takes_the_parameters_tha
 }
 
 #[test]
+fn an_sf_has_its_parts_after_its_first_reload_if_its_pf_says_so() {
+    if lab::skipped(&["bash", "devlink", "rdma"]) {
+        return;
+    }
+    const PF: &str = "pci/0000:08:00.0";
+    let counts = "ls /sys/class/net | grep -c 0f0s; rdma dev | grep -c 0f0s; devlink dev | grep -c auxiliary";
+    let cycle = "state inactive; sleep 1; devlink port function set en8f0pf0sf88 state active; sleep 1";
+    run_session(
+        "sfs-aux-devs",
+        &[
+            (
+                &format!(
+                    "modprobe mlx5_ib; devlink dev param set {PF} name enable_sfs_aux_devs value false cmode driverinit"
+                ),
+                "",
+            ),
+            (&format!("devlink dev reload {PF}; devlink dev eswitch set {PF} mode switchdev"), ""),
+            (&format!("devlink port add {PF} flavour pcisf pfnum 0 sfnum 88 > /run/port"), ""),
+            (&format!("devlink port function set en8f0pf0sf88 state active; sleep 1; {counts}"), "0\n0\n1"),
+            // A container wants the netdev only.
+            (
+                "S=$(devlink dev | grep auxiliary); devlink dev param set $S name enable_rdma value false cmode driverinit",
+                "",
+            ),
+            (&format!("devlink dev reload $S; {counts}"), "1\n0\n1"),
+            (&format!("devlink port function set en8f0pf0sf88 {cycle}; {counts}"), "0\n0\n1"),
+            (
+                &format!(
+                    "devlink dev param set {PF} name enable_sfs_aux_devs value true cmode driverinit; devlink port function set en8f0pf0sf88 {cycle}; {counts}"
+                ),
+                "0\n0\n1",
+            ),
+        ],
+    );
+}
+
+#[test]
 fn esw_sets_shows_moves_and_listens_as_devlink_does() {
     if lab::skipped(&["bash", "devlink"]) {
         return;

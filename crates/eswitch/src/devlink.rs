@@ -102,6 +102,9 @@ pub struct InitParams {
     pub roce: bool,
     /// `enable_rdma`.
     pub rdma: bool,
+    /// `enable_sfs_aux_devs`: whether the driver of an SF makes its parts at once, rather than when the SF's instance is
+    /// reloaded.
+    pub sfs_aux_devs: bool,
     /// `io_eq_size`, in entries.
     pub io_eq_size: u32,
     /// `event_eq_size`, in entries.
@@ -137,6 +140,11 @@ impl InitParams {
     pub fn has_rdma(&self) -> bool {
         self.roce && self.rdma
     }
+
+    /// What the driver of an SF makes when it is bound for the first time, or by hand.
+    pub(crate) fn sf_parts(&self) -> Parts {
+        Parts { eth: self.sfs_aux_devs, rdma: self.sfs_aux_devs }
+    }
 }
 
 impl Default for InitParams {
@@ -146,6 +154,7 @@ impl Default for InitParams {
         Self {
             roce: true,
             rdma: true,
+            sfs_aux_devs: true,
             io_eq_size: 1024,
             event_eq_size: 4096,
             max_macs: 128,

@@ -352,7 +352,13 @@ impl Pf {
     ///
     /// # Errors
     /// [`Error::SfAttached`]: the SF is to be activated while its function is still attached from before.
-    pub(crate) fn set_sf_active(&self, sf: &Arc<SfFunction>, cx: &mut Locked<'_, Devlink>, active: bool) -> Result<()> {
+    pub(crate) fn set_sf_active(
+        &self,
+        sf: &Arc<SfFunction>,
+        cx: &mut Locked<'_, Devlink>,
+        active: bool,
+        parts: Parts,
+    ) -> Result<()> {
         {
             let mut wanted = sf.wanted.lock_leaf(cx);
             if wanted.active == active {
@@ -362,7 +368,7 @@ impl Pf {
                 return Err(Error::SfAttached);
             }
             wanted.active = active;
-            (wanted.unbound, wanted.parts) = (false, Parts::default());
+            (wanted.unbound, wanted.parts) = (false, parts);
         }
         self.sf_queue.kick(cx, sf);
         Ok(())
@@ -425,7 +431,13 @@ impl Pf {
     /// # Errors
     /// [`Error::NoSfDevice`]: the SF is not active, or is to be unbound and is not bound. [`Error::SfBound`]: it is to
     /// be bound and is bound. Or the error of a probe, which is retried.
-    pub(crate) fn set_sf_bound(&self, sf: &Arc<SfFunction>, cx: &mut Locked<'_, Devlink>, bound: bool) -> Result<()> {
+    pub(crate) fn set_sf_bound(
+        &self,
+        sf: &Arc<SfFunction>,
+        cx: &mut Locked<'_, Devlink>,
+        bound: bool,
+        parts: Parts,
+    ) -> Result<()> {
         {
             let mut wanted = sf.wanted.lock_leaf(cx);
             if !wanted.active {
@@ -436,7 +448,7 @@ impl Pf {
             }
             wanted.unbound = !bound;
             if !bound {
-                wanted.parts = Parts::default();
+                wanted.parts = parts;
             }
         }
         let settled = sf.settle(cx);

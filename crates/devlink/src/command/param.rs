@@ -118,12 +118,7 @@ const PARAMS: &[Param] = &[
     driverinit!("fdb_large_groups", false, fdb_large_groups, Number, number, valid_groups),
     driverinit!("hairpin_num_queues", false, hairpin_num_queues, Number, number, valid_hairpin_queues),
     driverinit!("hairpin_queue_size", false, hairpin_queue_size, Number, number, valid_hairpin_size),
-    fixed!(
-        "enable_sfs_aux_devs",
-        false,
-        true,
-        "an active SF always has its auxiliary devices here; set the state of the SF instead"
-    ),
+    driverinit!("enable_sfs_aux_devs", false, sfs_aux_devs, Bool, bool, accept),
 ];
 
 /// A parameter of the instance of a VF or SF. All are of cmode driverinit.

@@ -65,7 +65,7 @@ impl Engine {
     /// # Errors
     /// No such device; it is in the requested state already; or a driver's probe failed, which is tried again later.
     pub fn set_sf_bound(&self, cx: &mut Locked<'_, Unlocked>, id: u32, bound: bool) -> Result<()> {
-        self.with_sf(cx, id, |pf, cx, sf| pf.set_sf_bound(sf, cx, bound))
+        self.with_sf(cx, id, |pf, cx, sf, parts| pf.set_sf_bound(sf, cx, bound, parts))
     }
 
     /// Has the driver of an SF that is unbound make these parts when it is bound next.
@@ -73,7 +73,7 @@ impl Engine {
     /// # Errors
     /// No such device, or it is bound.
     pub fn set_sf_parts(&self, cx: &mut Locked<'_, Unlocked>, id: u32, parts: Parts) -> Result<()> {
-        self.with_sf(cx, id, |pf, cx, sf| pf.set_sf_parts(sf, cx, parts))
+        self.with_sf(cx, id, |pf, cx, sf, _| pf.set_sf_parts(sf, cx, parts))
     }
 
     /// Has the driver of a VF that is unbound make these parts when it is bound next.
@@ -92,16 +92,17 @@ impl Engine {
         })
     }
 
+    /// Runs `f` with an SF, and with what its driver makes when it is bound by hand.
     fn with_sf(
         &self,
         cx: &mut Locked<'_, Unlocked>,
         id: u32,
-        f: impl Fn(&Pf, &mut Locked<'_, DevlinkClass>, &Arc<SfFunction>) -> Result<()>,
+        f: impl Fn(&Pf, &mut Locked<'_, DevlinkClass>, &Arc<SfFunction>, Parts) -> Result<()>,
     ) -> Result<()> {
         for address in self.addresses() {
             let done = self.with_devlink(cx, address, |pf, state, cx| {
                 let sf = state.sfs.iter().find(|sf| sf.id() == id && !sf.is_external()).cloned();
-                sf.map(|sf| f(pf, cx, &sf)).transpose()
+                sf.map(|sf| f(pf, cx, &sf, state.params.in_effect.sf_parts())).transpose()
             });
             match done {
                 Ok(None) | Err(Error::NoDevice(_)) => {}
@@ -164,7 +165,7 @@ impl Engine {
                 }
             }
             match (change.active, sf) {
-                (Some(active), Some(sf)) => pf.set_sf_active(&sf, cx, active),
+                (Some(active), Some(sf)) => pf.set_sf_active(&sf, cx, active, state.params.in_effect.sf_parts()),
                 _ => Ok(()),
             }
         })
