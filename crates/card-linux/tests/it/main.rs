@@ -1,6 +1,8 @@
 //! The tests of the card of real netdevs, in one program: linked once.
 //! What makes netdevs starts this program again, in namespaces of its own.
 
+#![allow(clippy::disallowed_methods, reason = "a test that sleeps holds no lock")]
+
 mod acl;
 mod bonds;
 #[path = "../common/mod.rs"]
