@@ -76,7 +76,7 @@ impl<'a> ReplyWriter<'a> {
 
     /// Makes a list of the answer, as some commands of devlink do although they are no dumps: its messages have NLM_F_MULTI,
     /// and NLMSG_DONE ends it. A request with NLM_F_ACK gets the acknowledgement in place of that here, and a lab adds it.
-    pub fn is_list(&mut self) {
+    pub fn begin_list(&mut self) {
         self.is_list = true;
     }
 

@@ -29,6 +29,8 @@ pub struct Tables {
     actions: BTreeMap<(Kind, u32), Kept>,
     /// For each kind, an index below which none is free.
     first_index: BTreeMap<Kind, u32>,
+    /// How many filters have been made.
+    made: u64,
 }
 
 /// A port, or a tunnel device over it.
@@ -62,6 +64,9 @@ struct Filter {
     spec: Spec,
     /// The rule that carries it out.
     rule: Option<RuleId>,
+    /// Its number among all that have been made. Another filter that gets the same place has another one; a new version has the
+    /// same.
+    number: u64,
     /// When it was made, in milliseconds.
     made_ms: u64,
     /// What its rule had counted before its actions were changed.
@@ -87,6 +92,8 @@ pub struct Reserved {
     pub keeps: Option<RuleId>,
     spec: Spec,
     is_replacement: bool,
+    /// The filter's number.
+    number: u64,
 }
 
 /// What came of a reserved filter.
@@ -194,7 +201,7 @@ impl Tables {
         }
         let priority = existing.and_then(|chain| chain.get(&place.priority));
         let mut is_replacement = false;
-        let mut replaced = None;
+        let (mut replaced, mut number) = (None, self.made + 1);
         let need_create = "Need both RTM_NEWTFILTER and NLM_F_CREATE to create a new filter";
         match priority {
             None if place.protocol == 0 => {
@@ -214,7 +221,7 @@ impl Tables {
                     Some(filter) if filter.reserved => return Err(refused(Errno::AGAIN, "")),
                     Some(_) if exclusive => return Err(refused(Errno::EXIST, "Filter already exists")),
                     Some(filter) => {
-                        is_replacement = true;
+                        (is_replacement, number) = (true, filter.number);
                         replaced = filter.rule.map(|rule| (rule, filter.spec.classifier.clone()));
                     }
                     None if !create => return Err(refused(Errno::NOENT, need_create)),
@@ -241,8 +248,15 @@ impl Tables {
         let keeps = replaced.filter(|(_, before)| before.matches(protocol) == spec.classifier.matches(protocol));
         let keeps = keeps.map(|(rule, _)| rule);
         if !is_replacement {
-            let filter =
-                Filter { spec: spec.clone(), rule: None, made_ms: now_ms, before: Counter::default(), reserved: true };
+            self.made = number;
+            let filter = Filter {
+                spec: spec.clone(),
+                rule: None,
+                number,
+                made_ms: now_ms,
+                before: Counter::default(),
+                reserved: true,
+            };
             let chains = self.chains_or_new(place.netdev, place.side);
             let priority = chains.entry(chain).or_default().entry(place.priority).or_insert_with(|| Priority {
                 protocol: place.protocol,
@@ -257,13 +271,13 @@ impl Tables {
             priority.by_match.insert(spec.classifier.clone(), place.handle);
             priority.filters.insert(place.handle, filter);
         }
-        Ok(Reserved { place, offload, keeps, spec, is_replacement })
+        Ok(Reserved { place, offload, keeps, spec, is_replacement, number })
     }
 
     /// Says what came of a reserved filter. Returns the filter that is there now, and the one that is gone: the one it replaced,
     /// or itself if it was refused.
     pub fn settle(&mut self, reserved: Reserved, outcome: Outcome, now_ms: u64) -> (Option<Entry>, Option<Removed>) {
-        let Reserved { place, spec, is_replacement, .. } = reserved;
+        let Reserved { place, spec, is_replacement, number, .. } = reserved;
         let chain = place.chain.unwrap_or(0);
         let (rule, before) = match outcome {
             Outcome::InHw(rule, before) => (Some(rule), before),
@@ -273,16 +287,19 @@ impl Tables {
                     let meters = self.unbind(&spec.actions);
                     return (None, Some(Removed { rule: None, meters }));
                 }
-                let removed = self.take(place.netdev, place.side, chain, place.priority, place.handle);
-                return (None, removed);
+                let is_there = self.priority_mut(&place).is_some_and(|priority| {
+                    priority.filters.get(&place.handle).is_some_and(|filter| filter.number == number)
+                });
+                let take = || self.take(place.netdev, place.side, chain, place.priority, place.handle);
+                return (None, is_there.then(take).flatten());
             }
         };
         let priority = self.priority_mut(&place);
         let filter = priority.and_then(|priority| {
-            let filter = priority.filters.get_mut(&place.handle)?;
+            let filter = priority.filters.get_mut(&place.handle).filter(|filter| filter.number == number)?;
             let old = std::mem::replace(
                 filter,
-                Filter { spec: spec.clone(), rule, made_ms: now_ms, before, reserved: false },
+                Filter { spec: spec.clone(), rule, number, made_ms: now_ms, before, reserved: false },
             );
             if is_replacement {
                 priority.by_match.remove(&old.spec.classifier);

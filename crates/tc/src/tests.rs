@@ -177,6 +177,27 @@ fn a_filter_that_is_deleted_before_the_card_has_answered_lets_its_actions_go_onc
 }
 
 #[test]
+fn a_filter_in_the_place_of_one_that_was_deleted_is_not_settled_as_that() {
+    for (outcome, rule) in [(Outcome::InHw(RuleId(1), Counter::default()), Some(RuleId(1))), (Outcome::Refused, None)] {
+        let mut tables = Tables::default();
+        let reserve = |tables: &mut Tables, address: u8| {
+            let (place, spec) = spec(&drop_to([1, 1, 1, address], (5, IP, 7)));
+            tables.reserve(place, spec, (true, true), UPLINK, 0).unwrap()
+        };
+        let first = reserve(&mut tables, 1);
+        tables.forget(NETDEV, Side::Ingress);
+        let second = reserve(&mut tables, 2);
+        let (entry, gone) = tables.settle(first, outcome, 0);
+        assert!(entry.is_none());
+        assert_eq!(gone.and_then(|gone| gone.rule), rule, "the first one's rule is to be removed");
+        let place = second.place;
+        assert!(tables.get(&place, None).is_err(), "the second is not settled yet");
+        tables.settle(second, Outcome::InHw(RuleId(2), Counter::default()), 0);
+        assert_eq!(tables.get(&place, None).unwrap().filter.unwrap().rule, Some(RuleId(2)));
+    }
+}
+
+#[test]
 fn another_netdev_of_the_port_has_none_of_the_filters() {
     let mut tables = Tables::default();
     let place = add(&mut tables, &drop_to([1, 1, 1, 1], (5, IP, 0)), 1).unwrap();

@@ -49,7 +49,7 @@ pub(super) fn show(
     let (Named::Pf(device), Some(resources)) = (&named, resources(served, &named)) else {
         return Err(Refusal::bare(Errno::OPNOTSUPP));
     };
-    reply.is_list();
+    reply.begin_list();
     reply.add(c::RESOURCE_DUMP, |to| {
         put_device(to, *device);
         nest(to, a::RESOURCE_LIST, |to| resources.into_iter().for_each(|resource| put_resource(to, resource)));
@@ -85,7 +85,7 @@ pub(super) fn dpipe_tables(
 ) -> Result<(), Refusal> {
     let named = instance::find(served, cx, attributes.required_handle()?)?;
     let device = named.device();
-    reply.is_list();
+    reply.begin_list();
     reply.add(c::DPIPE_TABLE_GET, |to| {
         to.text(a::BUS_NAME, device.bus()).text(a::DEV_NAME, &device.to_string());
         nest(to, a::DPIPE_TABLES, |_| {});
