@@ -18,6 +18,7 @@ Examples:
   echo 'devlink port show' | esw up        bring a card up for one command
   esw up --daemon --detach                 bring a card up that stays, for programs that speak devlink
   esw status                               show the cards that are up
+  esw show                                 draw them: functions, representors, names, what is not well
   esw down                                 end their daemon
   esw check scenarios                      explore every scenario in every order, up to a bound
   esw check scenarios --faults each        and with every failure
@@ -65,6 +66,8 @@ pub enum Command {
     Health(Words),
     /// Print events of devices and ports, until ended
     Monitor(Words),
+    /// Draw cards that are up: functions, representors, what each is called where, and what is not well
+    Show(Show),
     /// Say what the flow rules of a card that is up would do with a frame, and why; nothing changes
     Trace(Trace),
     /// List the flow rules of cards that are up, in tc's words, with their counters
@@ -131,6 +134,25 @@ pub struct Words {
     /// What follows the object in devlink's words; `help` for a list
     #[arg(value_name = "WORDS")]
     pub words: Vec<String>,
+}
+
+/// `esw show`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  esw show                      a tree in the terminal
+  esw show --svg card.svg       a drawing, for light and dark pages
+
+Exit status: 0; or 1 if something of a card has failed to load.")]
+pub struct Show {
+    #[command(flatten)]
+    pub which: Which,
+    /// Print one JSON object a line for each card
+    #[arg(long, conflicts_with = "svg")]
+    pub json: bool,
+    /// Write a drawing of one card into this file
+    #[arg(long, value_name = "PATH")]
+    pub svg: Option<PathBuf>,
 }
 
 /// `esw rules`.

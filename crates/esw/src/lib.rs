@@ -21,6 +21,7 @@ mod prompt;
 mod remote;
 mod rules;
 mod run;
+mod show;
 mod sockets;
 mod status;
 mod trace;
@@ -59,6 +60,7 @@ pub fn main() -> ExitCode {
         Command::Health(words) => devlink_words::run("health", words),
         Command::Monitor(words) => devlink_words::run("monitor", words),
         Command::Trace(arguments) => trace::trace(arguments),
+        Command::Show(arguments) => show::show(arguments),
         Command::Rules(arguments) => rules::rules(arguments),
     };
     programs::end_what_is_left();

@@ -413,6 +413,65 @@ fn several_daemons_have_one_socket_each() {
 }
 
 #[test]
+fn a_card_is_drawn_with_its_functions_and_representors_and_what_is_not_well() {
+    const PF: &str = "pci/0000:08:00.0";
+    let mut place = Place::new();
+    let card = "[cards.nic]\nkind = \"memory\"\n[cards.nic.card]\nvfs = 2\ntotal_vfs = 4\nmodules = [\"mlx5_ib\"]\n";
+    let config = place.file("cards.toml", card);
+    assert_eq!(place.output(&["show"]).0, 2, "no card is up");
+    place.start(&["--config", config.to_str().unwrap()]);
+    let legacy = "nic  memory card, mlx5, switch e500000800000000, 0 flow rules\n\
+        └─ PF pci/0000:08:00.0  legacy\n   \
+        ├─ uplink  enp8s0f0np0  rocep8s0f0\n   \
+        ├─ VF 0    enp8s0f0v0   rocep8s0f0v0\n   \
+        └─ VF 1    enp8s0f0v1   rocep8s0f0v1\n";
+    assert_eq!(place.output(&["show"]), (0, legacy.to_owned(), String::new()));
+    let mut client = Client::connect(&place.folder.join("run/nic.sock")).unwrap();
+    for words in [
+        format!("devlink dev eswitch set {PF} mode switchdev"),
+        format!("devlink port add {PF} flavour pcisf pfnum 0 sfnum 88"),
+        format!("devlink port function set {PF}/32768 state active"),
+        "tc filter add dev enp8s0f0npf0vf0 ingress protocol all prio 1 flower dst_mac 02:00:00:00:00:09 action drop"
+            .to_owned(),
+        "echo 0000:08:00.2 > /sys/bus/pci/drivers/mlx5_core/unbind".to_owned(),
+    ] {
+        perform(&mut client, &words).unwrap();
+    }
+    let switchdev = "nic  memory card, mlx5, switch e500000800000000, 1 flow rule\n\
+        └─ PF pci/0000:08:00.0  switchdev\n   \
+        ├─ uplink  enp8s0f0np0  rocep8s0f0\n   \
+        ├─ VF 0    enp8s0f0v0   rocep8s0f0v0   ↔ enp8s0f0npf0vf0\n   \
+        ├─ VF 1    no driver                   ↔ enp8s0f0npf0vf1\n   \
+        └─ SF 88   enp8s0f0s88  rocep8s0f0s88  ↔ en8f0pf0sf88\n";
+    // The SF is attached a moment after its state was set.
+    let until = Instant::now() + LONG;
+    while place.output(&["show"]).1 != switchdev && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(place.output(&["show"]), (0, switchdev.to_owned(), String::new()));
+    let (code, said, _) = place.output(&["show", "--json"]);
+    let json: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((code, json["pfs"][0]["functions"][2]["representor"]["name"].as_str()), (0, Some("en8f0pf0sf88")));
+    // The drawing is that of the documentation: `UPDATE=1` writes it there.
+    let (drawn, documented) =
+        (place.folder.join("card.svg"), concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/card.svg"));
+    assert_eq!(place.output(&["show", "--svg", drawn.to_str().unwrap()]), (0, String::new(), String::new()));
+    let drawn = fs::read_to_string(drawn).unwrap();
+    if std::env::var_os("UPDATE").is_some() {
+        fs::write(documented, &drawn).unwrap();
+    }
+    assert_eq!(drawn, fs::read_to_string(documented).unwrap(), "UPDATE=1 writes docs/card.svg");
+    let (code, _, complaint) = place.output(&["show", "--svg", "/nothing/card.svg"]);
+    assert!(code == 2 && complaint.contains("writing /nothing/card.svg"), "{complaint}");
+    // What fails is shown, and is the exit status.
+    for words in ["modprobe -r mlx5_ib", "fail ib pf 0 vf 0 times 100000", "modprobe mlx5_ib"] {
+        let _ = perform(&mut client, words);
+    }
+    let (code, said, _) = place.output(&["show"]);
+    assert!(code == 1 && said.contains("pci/0000:08:00.0/1: "), "{said}");
+}
+
+#[test]
 fn a_frame_is_traced_on_the_card_that_has_the_port() {
     let mut place = Place::new();
     let other =

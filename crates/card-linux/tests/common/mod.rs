@@ -20,9 +20,13 @@ use lockdep::{Domain, Locked, OnReport};
 /// Set in the process that is inside.
 const INSIDE: &str = "CARD_LINUX_TEST_INSIDE";
 
-/// The name by which this test binary knows a test in the caller's file: with its module, which is named after the file.
+/// The name by which this test binary knows a test in the caller's file: with its module, which is named after the file. A name
+/// that has its module is that already.
 #[track_caller]
 pub fn path_of(name: &str) -> String {
+    if name.contains("::") {
+        return name.to_owned();
+    }
     let module = Path::new(Location::caller().file()).file_stem().unwrap();
     format!("{}::{name}", module.to_str().unwrap())
 }

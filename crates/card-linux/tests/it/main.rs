@@ -10,6 +10,7 @@ mod common;
 mod errors;
 mod life;
 mod moves;
+mod neighbours;
 mod rates;
 mod traffic;
 mod xdp;

@@ -5,5 +5,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod differential;
+mod kernel_conntrack;
 mod limits;
 mod netdevs;
+mod sequences;

@@ -1,16 +1,12 @@
 //! The next hops to the ends of tunnels, as the kernel has them where a card's netdevs are.
 
-#![allow(clippy::disallowed_methods, reason = "a test that sleeps holds no lock")]
-
-mod common;
-
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::common::*;
 use card_linux::{NeighbourWatch, Neighbours, Wire};
-use common::*;
 use eswitch::{MacAddr, PfIndex};
 use flow::Neighbour;
 

@@ -8,13 +8,11 @@
 //! What the reference leaves out is left out here: windows (the kernel is told to be liberal), the shorter time-outs for data
 //! that is not acknowledged and for retransmissions, SCTP and GRE. Both ends number their segments correctly.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::net::{Wire, leave_namespaces, run};
+use crate::common::net::{Wire, leave_namespaces, run};
 use flow::generate::Random;
 use flow::{
     Action, Capabilities, Connection, Ct, Match, Port, PortKind, Rule, State, Step, Tables, make_checksums_right,

@@ -5,12 +5,10 @@
 //! time-out. After each frame the same must have become of it, and every few frames the tables of connections must be the
 //! same. `CASES=1000000` makes a long run, `SEED=n` another one.
 
-mod common;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use common::pipeline;
+use crate::common::pipeline;
 use datapath_bpf::{Change, Mode, Options, Pipeline, PortConfig, Role, TrialFate};
 use flow::generate::Random;
 use flow::{
