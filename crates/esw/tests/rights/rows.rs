@@ -371,7 +371,7 @@ fn unsupported_rows() -> Vec<Row> {
         (27, "SB_OCC_SNAPSHOT", false, libc::EOPNOTSUPP),
         (28, "SB_OCC_MAX_CLEAR", false, libc::EOPNOTSUPP),
         (34, "DPIPE_TABLE_COUNTERS_SET", false, libc::EOPNOTSUPP),
-        (35, "RESOURCE_SET", false, libc::EOPNOTSUPP),
+        (35, "RESOURCE_SET", false, libc::EINVAL),
         (44, "REGION_NEW", false, libc::EINVAL),
         (45, "REGION_DEL", false, libc::EINVAL),
         (46, "REGION_READ", true, libc::EINVAL),
