@@ -115,7 +115,8 @@ fn lock_order() -> Result<Generated> {
 fn lock_graph(write: bool) -> Result<bool> {
     let before = LOCK_GRAPH.read()?;
     let mut command = cargo();
-    command.args(["test", "--quiet", "-p", "eswitch", "--test", "it", "lock_graph::"]).current_dir(root());
+    // Of the whole workspace, so that what `cargo test` has built is used as it is.
+    command.args(["test", "--quiet", "--workspace", "--test", "it", "lock_graph::"]).current_dir(root());
     if write {
         command.env("UPDATE", "1");
     }
