@@ -10,6 +10,7 @@ mod reload;
 mod resource;
 mod trap;
 
+use eswitch::inspect::PfView;
 use eswitch::{CardConfig, Touched};
 use netlink::{Datagram, Errno};
 
@@ -29,10 +30,17 @@ pub(crate) use port::{function_port_message, port_message};
 pub(crate) use reload::bring_home;
 
 /// Adds the notifications of what an instance that is new has from its beginning: traps and parameters
-/// (`devlink_notify_register` in `net/devlink/dev.c`). `place`: as for [`message`](crate::notify::message).
-pub(crate) fn notify_new(served: &Served, cx: Cx<'_, '_>, device: DeviceName, place: Option<u64>, to: &mut Datagram) {
+/// (`devlink_notify_register` in `net/devlink/dev.c`). `pf`: the PF that it is or belongs to. `place`: as for
+/// [`message`](crate::notify::message).
+pub(crate) fn notify_new(
+    served: &Served,
+    cx: Cx<'_, '_>,
+    (device, pf): (DeviceName, Option<&PfView>),
+    place: Option<u64>,
+    to: &mut Datagram,
+) {
     trap::notify_new(served, cx, device, place, to);
-    param::notify_new(served, cx, device, place, to);
+    param::notify_new(served, cx, (device, pf), place, to);
 }
 
 /// Adds the notifications that they are gone, in the opposite order (`devlink_notify_unregister`).

@@ -94,7 +94,7 @@ impl Notifier {
         for event in events {
             let Some(device) = self.pf_of(cx, &event) else {
                 let mut datagram = Datagram::default();
-                self.add_sf(cx, &event, &mut datagram);
+                self.add_sf(cx, None, &event, &mut datagram);
                 send(&listeners, &datagram);
                 continue;
             };
@@ -133,7 +133,12 @@ impl Notifier {
 
     /// The network namespace of an instance that exists. If that is another one than the last notification said, notifies
     /// that the instance has left the one and appeared in the other (`devlink_reload_netns_change`).
-    fn place(&mut self, cx: &mut Locked<'_, Unlocked>, device: DeviceName, to: &mut Datagram) -> Option<u64> {
+    fn place(
+        &mut self,
+        cx: &mut Locked<'_, Unlocked>,
+        (device, pf): (DeviceName, Option<&PfView>),
+        to: &mut Datagram,
+    ) -> Option<u64> {
         let now = self.served.shared.netns_of(cx, device);
         let before = match now {
             Some(netns) => self.places.insert(device, netns),
@@ -145,7 +150,7 @@ impl Notifier {
             notify_gone(is_pf, device, before, to);
             message(to, before, c::DEL, |to| instance_message(to, &instance));
             message(to, now, c::NEW, |to| instance_message(to, &instance));
-            notify_new(&self.served, cx, device, now, to);
+            notify_new(&self.served, cx, (device, pf), now, to);
         }
         now
     }
@@ -162,15 +167,15 @@ impl Notifier {
         let left = self.places.get(&name).copied();
         match event {
             Event::DeviceBound(device) if self.is_vf(*device) => {
-                self.add_function(cx, DeviceName::Pci(*device), true, to)
+                self.add_function(cx, (DeviceName::Pci(*device), pf), true, to)
             }
             Event::DeviceUnbound(device) if self.is_vf(*device) => {
-                self.add_function(cx, DeviceName::Pci(*device), false, to);
+                self.add_function(cx, (DeviceName::Pci(*device), pf), false, to);
             }
             Event::DeviceBound(device) => {
                 self.places.remove(&name);
                 message(to, None, c::NEW, |to| device_message(to, *device));
-                notify_new(&self.served, cx, name, None, to);
+                notify_new(&self.served, cx, (name, pf), None, to);
             }
             Event::DeviceUnbound(device) => {
                 self.places.remove(&name);
@@ -179,7 +184,7 @@ impl Notifier {
                 message(to, left, c::DEL, |to| device_message(to, *device));
             }
             Event::PortNew(handle) => {
-                let place = pf.and_then(|_| self.place(cx, name, to));
+                let place = pf.and_then(|_| self.place(cx, (name, pf), to));
                 let before = to.len();
                 self.add_port(pf, place, |port| port.handle == *handle, to);
                 if to.len() == before {
@@ -188,12 +193,12 @@ impl Notifier {
                     self.passed_over.remove(handle);
                 }
             }
-            Event::SfBound(_) | Event::SfUnbound(_) => self.add_sf(cx, event, to),
+            Event::SfBound(_) | Event::SfUnbound(_) => self.add_sf(cx, pf, event, to),
             // When the netdev of a port is renamed, leaves the instance's namespace or comes back, devlink notifies as
             // for a new port (`devlink_port_netdevice_event`).
             Event::Netdev(netdev, _) => {
                 let vport = netdev.vport().unwrap_or(Vport::Uplink);
-                let place = pf.and_then(|_| self.place(cx, name, to));
+                let place = pf.and_then(|_| self.place(cx, (name, pf), to));
                 self.add_port(pf, place, |port| port.vport == vport, to);
             }
             Event::PortDel(handle) if self.passed_over.remove(handle) => {}
@@ -234,10 +239,10 @@ impl Notifier {
     }
 
     /// Adds the notifications about an SF, if the event is about one.
-    fn add_sf(&mut self, cx: &mut Locked<'_, Unlocked>, event: &Event, to: &mut Datagram) {
+    fn add_sf(&mut self, cx: &mut Locked<'_, Unlocked>, pf: Option<&PfView>, event: &Event, to: &mut Datagram) {
         if let Event::SfBound(id) | Event::SfUnbound(id) = *event {
             let device = DeviceName::Auxiliary(AuxiliaryName::Sf { id });
-            self.add_function(cx, device, matches!(event, Event::SfBound(_)), to);
+            self.add_function(cx, (device, pf), matches!(event, Event::SfBound(_)), to);
         }
     }
 
@@ -246,7 +251,13 @@ impl Notifier {
     }
 
     /// Adds the notifications of the devlink instance of a VF or SF that is there now, or is gone, and of its port.
-    fn add_function(&mut self, cx: &mut Locked<'_, Unlocked>, device: DeviceName, is_new: bool, to: &mut Datagram) {
+    fn add_function(
+        &mut self,
+        cx: &mut Locked<'_, Unlocked>,
+        (device, pf): (DeviceName, Option<&PfView>),
+        is_new: bool,
+        to: &mut Datagram,
+    ) {
         let served = &self.served;
         let left = self.places.remove(&device);
         let config = served.card.engine().config();
@@ -268,7 +279,7 @@ impl Notifier {
         }
         message(to, place, c::NEW, |to| instance_message(to, &instance));
         message(to, place, c::PORT_NEW, |to| function_port_message(served, to, &instance));
-        notify_new(served, cx, device, place, to);
+        notify_new(served, cx, (device, pf), place, to);
     }
 }
 

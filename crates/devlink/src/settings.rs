@@ -8,7 +8,6 @@ use lockdep::{Locked, Mutex, lock_classes};
 use serde::{Deserialize, Serialize};
 
 use crate::kept::pairs;
-
 use crate::view::DeviceName;
 
 lock_classes! {

@@ -11,10 +11,15 @@ use crate::numbers::{attribute as a, command as c};
 use crate::refusal::Refusal;
 use crate::reply::ReplyWriter;
 use crate::request::Attributes;
-use crate::view::Profile;
+use crate::view::{DeviceName, Profile};
+
+/// Adds the handle of an instance (`devlink_nl_put_handle`).
+pub(super) fn put_name(to: &mut Builder, device: DeviceName) {
+    to.text(a::BUS_NAME, device.bus()).text(a::DEV_NAME, &device.to_string());
+}
 
 pub(super) fn put_device(to: &mut Builder, device: PciAddress) {
-    to.text(a::BUS_NAME, "pci").text(a::DEV_NAME, &device.to_string());
+    put_name(to, DeviceName::Pci(device));
 }
 
 /// The message that describes the instance of a PF.
@@ -29,7 +34,7 @@ pub(crate) fn instance_message(to: &mut Builder, instance: &Instance) {
 }
 
 pub(super) fn put_instance(to: &mut Builder, instance: &Instance) {
-    to.text(a::BUS_NAME, instance.device.bus()).text(a::DEV_NAME, &instance.device.to_string());
+    put_name(to, instance.device);
 }
 
 /// The PF that a request names.

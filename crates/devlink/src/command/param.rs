@@ -1,12 +1,15 @@
 //! `devlink dev param`.
 
-use eswitch::PciAddress;
+use std::collections::HashSet;
+
 use eswitch::auxiliary::AuxiliaryName;
 use eswitch::devlink::{InitParams, Parts, SteeringMode};
+use eswitch::inspect::PfView;
 use eswitch::lag::LagMode;
+use eswitch::{CardConfig, PciAddress};
 use netlink::{Builder, Datagram, Errno};
 
-use super::dev::bound;
+use super::dev::{bound, put_name};
 use crate::card::{Cx, Served};
 use crate::instance::{self, Instance, Named};
 use crate::nests::nest;
@@ -169,10 +172,11 @@ const FUNCTION_PARAMS: &[FunctionParam] = &[
 ];
 
 impl FunctionParam {
-    fn get(&self, served: &Served, cx: Cx<'_, '_>, device: DeviceName) -> Value {
+    /// `roce`: whether the function has RoCE.
+    fn get(&self, served: &Served, cx: Cx<'_, '_>, device: DeviceName, roce: bool) -> Value {
         match self.kind {
             FunctionParamKind::Part if is_off(served, cx, device, self.name) => Value::Bool(false),
-            FunctionParamKind::Part => Value::Bool(self.name != ENABLE_ROCE || may_have_roce(served, cx, device)),
+            FunctionParamKind::Part => Value::Bool(self.name != ENABLE_ROCE || roce),
             FunctionParamKind::Number(default, _) => {
                 Value::Number(served.settings.param(cx, device, self.name).unwrap_or(default))
             }
@@ -211,21 +215,24 @@ fn is_off(served: &Served, cx: Cx<'_, '_>, device: DeviceName, name: &'static st
     served.settings.param(cx, device, name) == Some(0)
 }
 
-/// Whether the function of a VF or SF has RoCE: it has unless that was taken from it through its port.
+/// The VFs and SFs of a PF whose functions have RoCE. They have unless it was taken from them through their ports.
+fn with_roce(config: &CardConfig, pf: &PfView) -> impl Iterator<Item = DeviceName> {
+    let vfs = pf.vfs.iter().filter(|vf| vf.roce);
+    let vfs = vfs.map(|vf| DeviceName::Pci(config.vf_address(pf.index, vf.number)));
+    let sfs = pf.ports.iter().filter_map(|port| port.sf).filter(|sf| sf.roce);
+    vfs.chain(sfs.map(|sf| DeviceName::Auxiliary(AuxiliaryName::Sf { id: sf.id })))
+}
+
+/// Whether the function of a VF or SF has RoCE.
 fn may_have_roce(served: &Served, cx: Cx<'_, '_>, device: DeviceName) -> bool {
     let engine = served.card.engine();
-    match device {
-        DeviceName::Pci(address) => {
-            let Some((pf, number)) = engine.config().vf_at(address) else { return false };
-            let pf = engine.inspect_pf(cx, engine.config().pf_address(pf));
-            pf.is_ok_and(|pf| pf.vfs.iter().any(|vf| vf.number == number && vf.roce))
-        }
-        DeviceName::Auxiliary(AuxiliaryName::Sf { id }) => engine.addresses().into_iter().any(|address| {
-            let pf = engine.inspect_pf(cx, address);
-            pf.is_ok_and(|pf| pf.ports.iter().filter_map(|port| port.sf).any(|sf| sf.id == id && sf.roce))
-        }),
-        DeviceName::Auxiliary(AuxiliaryName::Part { .. }) => false,
-    }
+    let config = engine.config();
+    let pfs = match device {
+        DeviceName::Pci(address) => config.vf_at(address).map(|(pf, _)| config.pf_address(pf)).into_iter().collect(),
+        DeviceName::Auxiliary(_) => engine.addresses(),
+    };
+    let has_it = |pf: PfView| with_roce(config, &pf).any(|with| with == device);
+    pfs.into_iter().any(|address| engine.inspect_pf(cx, address).is_ok_and(has_it))
 }
 
 fn function_param(attributes: &Attributes<'_>) -> Result<&'static FunctionParam, Refusal> {
@@ -339,7 +346,7 @@ type Described = (&'static str, bool, u8);
 
 /// `value`: `None` once the instance is gone.
 fn param_message(to: &mut Builder, device: DeviceName, (name, generic, cmode): Described, value: Option<&Value>) {
-    to.text(a::BUS_NAME, device.bus()).text(a::DEV_NAME, &device.to_string());
+    put_name(to, device);
     nest(to, a::PARAM, |to| {
         to.text(a::PARAM_NAME, name);
         if generic {
@@ -385,21 +392,30 @@ impl FunctionParam {
     }
 }
 
-/// Every parameter of an instance, with its value.
-fn all_of(served: &Served, cx: Cx<'_, '_>, device: DeviceName) -> Vec<(Described, Value)> {
+/// Every parameter of an instance, with its value. `roce`: of a VF or SF, whether its function has RoCE.
+fn all_of(served: &Served, cx: Cx<'_, '_>, device: DeviceName, roce: bool) -> Vec<(Described, Value)> {
     match device {
         DeviceName::Pci(pf) if served.card.engine().pf(cx, pf).is_ok() => {
             // A PF that has been unbound meanwhile has no parameters.
             let value = |param: &Param| Some((param.described(), (param.get)(served, cx, pf).ok()?));
             PARAMS.iter().filter_map(value).collect()
         }
-        _ => FUNCTION_PARAMS.iter().map(|param| (param.described(), param.get(served, cx, device))).collect(),
+        _ => FUNCTION_PARAMS.iter().map(|param| (param.described(), param.get(served, cx, device, roce))).collect(),
     }
 }
 
-/// Adds the notifications of the parameters of an instance that is new. `place`: as for [`message`].
-pub(crate) fn notify_new(served: &Served, cx: Cx<'_, '_>, device: DeviceName, place: Option<u64>, to: &mut Datagram) {
-    for (described, value) in all_of(served, cx, device) {
+/// Adds the notifications of the parameters of an instance that is new. `pf`: the PF that it is or belongs to. `place`: as for
+/// [`message`].
+pub(crate) fn notify_new(
+    served: &Served,
+    cx: Cx<'_, '_>,
+    (device, pf): (DeviceName, Option<&PfView>),
+    place: Option<u64>,
+    to: &mut Datagram,
+) {
+    let config = served.card.engine().config();
+    let roce = pf.is_none_or(|pf| with_roce(config, pf).any(|with| with == device));
+    for (described, value) in all_of(served, cx, device, roce) {
         message(to, place, c::PARAM_NEW, |to| param_message(to, device, described, Some(&value)));
     }
 }
@@ -441,7 +457,8 @@ fn named(
         }
         Named::Function(Instance { device, .. }) => {
             let param = function_param(attributes)?;
-            Ok((param.described(), param.get(served, cx, *device)))
+            let roce = may_have_roce(served, cx, *device);
+            Ok((param.described(), param.get(served, cx, *device, roce)))
         }
     }
 }
@@ -452,10 +469,14 @@ pub(super) fn get_all(
     _: &Attributes<'_>,
     reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
-    let pfs = bound(served, cx).into_iter().map(DeviceName::Pci);
+    let engine = served.card.engine();
+    let pfs = bound(served, cx);
+    // Each PF is inspected once for all of its functions.
+    let views: Vec<PfView> = pfs.iter().filter_map(|pf| engine.inspect_pf(cx, *pf).ok()).collect();
+    let roce: HashSet<DeviceName> = views.iter().flat_map(|pf| with_roce(engine.config(), pf)).collect();
     let functions = instance::all_of(served, cx).into_iter().map(|instance| instance.device);
-    for device in pfs.chain(functions) {
-        for (described, value) in all_of(served, cx, device) {
+    for device in pfs.into_iter().map(DeviceName::Pci).chain(functions) {
+        for (described, value) in all_of(served, cx, device, roce.contains(&device)) {
             reply.add(c::PARAM_GET, |to| param_message(to, device, described, Some(&value)));
         }
     }

@@ -4,7 +4,7 @@
 
 use netlink::{Builder, Errno};
 
-use super::dev::put_device;
+use super::dev::put_name;
 use crate::card::{Cx, Served};
 use crate::instance::{self, Named};
 use crate::nests::nest;
@@ -46,12 +46,12 @@ pub(super) fn show(
     reply: &mut ReplyWriter<'_>,
 ) -> Result<(), Refusal> {
     let named = instance::find(served, cx, attributes.required_handle()?)?;
-    let (Named::Pf(device), Some(resources)) = (&named, resources(served, &named)) else {
+    let Some(resources) = resources(served, &named) else {
         return Err(Refusal::bare(Errno::OPNOTSUPP));
     };
     reply.begin_list();
     reply.add(c::RESOURCE_DUMP, |to| {
-        put_device(to, *device);
+        put_name(to, named.device());
         nest(to, a::RESOURCE_LIST, |to| resources.into_iter().for_each(|resource| put_resource(to, resource)));
     });
     Ok(())
@@ -87,7 +87,7 @@ pub(super) fn dpipe_tables(
     let device = named.device();
     reply.begin_list();
     reply.add(c::DPIPE_TABLE_GET, |to| {
-        to.text(a::BUS_NAME, device.bus()).text(a::DEV_NAME, &device.to_string());
+        put_name(to, device);
         nest(to, a::DPIPE_TABLES, |_| {});
     });
     Ok(())

@@ -4,7 +4,7 @@
 
 use netlink::{Builder, Datagram, Errno};
 
-use super::dev::bound;
+use super::dev::{bound, put_name};
 use crate::card::{Cx, Served};
 use crate::instance;
 use crate::nests::nest;
@@ -39,7 +39,7 @@ fn put_counters(to: &mut Builder) {
 
 /// `devlink_nl_trap_fill` in `net/devlink/trap.c`.
 fn trap_message(to: &mut Builder, device: DeviceName, trap: &str, action: u8) {
-    to.text(a::BUS_NAME, device.bus()).text(a::DEV_NAME, &device.to_string());
+    put_name(to, device);
     to.text(a::TRAP_GROUP_NAME, GROUP).text(a::TRAP_NAME, trap);
     to.u8(a::TRAP_TYPE, TYPE_DROP).flag(a::TRAP_GENERIC).u8(a::TRAP_ACTION, action);
     nest(to, a::TRAP_METADATA, |to| {
@@ -50,7 +50,7 @@ fn trap_message(to: &mut Builder, device: DeviceName, trap: &str, action: u8) {
 
 /// `devlink_nl_trap_group_fill`. The group has no policer.
 fn group_message(to: &mut Builder, device: DeviceName) {
-    to.text(a::BUS_NAME, device.bus()).text(a::DEV_NAME, &device.to_string());
+    put_name(to, device);
     to.text(a::TRAP_GROUP_NAME, GROUP).flag(a::TRAP_GENERIC);
     put_counters(to);
 }

@@ -7,6 +7,7 @@ use eswitch::inspect::PfView;
 use netlink::{Builder, Errno};
 
 use super::HEALTHY;
+use crate::command::dev::put_name;
 use crate::instance::Instance;
 use crate::nests::nest;
 use crate::numbers::{attribute as a, command as c, nla};
@@ -116,7 +117,7 @@ impl Reporter {
     /// Adds its description. It has only those settings that its driver's operations give a sense
     /// (`devlink_nl_health_reporter_fill`).
     pub(super) fn put(&self, to: &mut Builder, settings: ReporterSettings) {
-        to.text(a::BUS_NAME, self.device.bus()).text(a::DEV_NAME, &self.device.to_string());
+        put_name(to, self.device);
         if let Some(port) = self.port {
             to.u32(a::PORT_INDEX, port);
         }
