@@ -171,6 +171,7 @@ fn set_port(pipeline: &mut Pipeline, port: Port, active: bool) -> io::Result<()>
         through_inner: false,
         is_wire: slot.vport == Vport::Uplink,
         link_up: true,
+        lane: None,
     };
     pipeline.set_port(port, &config)
 }

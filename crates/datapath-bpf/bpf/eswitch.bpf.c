@@ -72,6 +72,31 @@ static __always_inline void settle_again(struct __sk_buff *skb, struct scratch *
 	s->reason = DROP_BUSY;
 }
 
+/*
+ * A netdev that is none of the card's: the loopback device on which user space runs the program to remove connections. No
+ * frame has such a mark, as a frame loses its mark on its way into the card's network namespace.
+ */
+static __always_inline int from_elsewhere(struct __sk_buff *skb)
+{
+	struct control *control = controls();
+	__u32 all = skb->mark == MARK_CLEAR;
+
+	if (!control || (!all && skb->mark != MARK_SWEEP))
+		return TCX_NEXT;
+	return sweep(testing ? control->now : bpf_ktime_get_coarse_ns(), all);
+}
+
+/*
+ * What a limited function sends waits in its class first, which the qdisc finds by the priority. It comes back at the lane's
+ * other end, with the port as its mark.
+ */
+static __always_inline int into_lane(struct __sk_buff *skb, const struct port *port, __u32 number)
+{
+	skb->mark = number;
+	skb->priority = port->class;
+	return bpf_redirect(port->lane, 0);
+}
+
 SEC("classifier")
 int eswitch_ingress(struct __sk_buff *skb)
 {
@@ -80,16 +105,21 @@ int eswitch_ingress(struct __sk_buff *skb)
 	struct control *control;
 	struct scratch *s;
 	struct port *port;
-	int wrong;
+	int wrong, shaped;
 
 	if (testing)
 		ifindex = *(volatile __u32 *)&skb->mark;
 	netdev = bpf_map_lookup_elem(&netdevs, &ifindex);
 	if (!netdev)
-		return TCX_NEXT;
+		return from_elsewhere(skb);
 	number = netdev->port;
 	if (netdev->role == ROLE_REPRESENTOR)
 		return from_representor(skb, number);
+	shaped = netdev->role == ROLE_LANE;
+	if (shaped) {
+		number = skb->mark;
+		skb->mark = MARK_SHAPED;
+	}
 	port = bpf_map_lookup_elem(&ports, &number);
 	if (!port || port->mode == MODE_INACTIVE)
 		return drop_early(number, DROP_INACTIVE);
@@ -101,6 +131,8 @@ int eswitch_ingress(struct __sk_buff *skb)
 		return TCX_DROP;
 	if (!(port->flags & PORT_LINK_UP))
 		return drop_early(number, DROP_LINK_DOWN);
+	if (port->lane && !shaped && !testing)
+		return into_lane(skb, port, number);
 	s->generation = *(volatile __u64 *)&control->generation;
 	s->now = testing ? control->now : bpf_ktime_get_coarse_ns();
 	s->block = port->block;
@@ -119,17 +151,6 @@ int eswitch_ingress(struct __sk_buff *skb)
 	if (s->held_count && !is_settled(s))
 		settle_again(skb, s, port->block);
 	return execute(skb);
-}
-
-/* Removes connections that are over, and with a mark all of them. Runs when user space says so. */
-SEC("classifier")
-int eswitch_sweep(struct __sk_buff *skb)
-{
-	struct control *control = controls();
-
-	if (!control)
-		return 0;
-	return sweep(testing ? control->now : bpf_ktime_get_coarse_ns(), skb->mark);
 }
 
 char _license[] SEC("license") = "Dual MIT/GPL";

@@ -64,6 +64,8 @@ static __noinline int send_last(struct __sk_buff *skb, __u32 number, __u32 throu
 		note_drop(number, DROP_LINK_DOWN);
 		return VERDICT_DROP;
 	}
+	/* The other end is in another network namespace, which is to see no mark. */
+	skb->mark = 0;
 	if (through || port->flags & (PORT_THROUGH_INNER | PORT_WIRE))
 		return bpf_redirect(port->ifindex, 0);
 	return bpf_redirect_peer(port->ifindex, 0);
@@ -88,6 +90,7 @@ static __noinline int redirect(struct __sk_buff *skb, struct scratch *s, __u32 n
 static __noinline int send_copy(struct __sk_buff *skb, __u32 number)
 {
 	struct port *port = bpf_map_lookup_elem(&ports, &number);
+	__u32 mark = skb->mark;
 
 	if (testing)
 		return record(skb, number, 0);
@@ -95,7 +98,10 @@ static __noinline int send_copy(struct __sk_buff *skb, __u32 number)
 		return note_drop(number, DROP_NO_PORT);
 	if (!(port->flags & PORT_LINK_UP))
 		return note_drop(number, DROP_LINK_DOWN);
-	return bpf_clone_redirect(skb, port->ifindex, 0);
+	skb->mark = 0;
+	bpf_clone_redirect(skb, port->ifindex, 0);
+	skb->mark = mark;
+	return 0;
 }
 
 /* Sends the frame as it came in to the representor, where it is received. */

@@ -309,7 +309,7 @@ struct meter {
 	__u32 pad;
 };
 
-enum role { ROLE_PORT, ROLE_REPRESENTOR, ROLE_WIRE };
+enum role { ROLE_PORT, ROLE_REPRESENTOR, ROLE_WIRE, ROLE_LANE };
 enum mode { MODE_LEGACY, MODE_SWITCHDEV, MODE_INACTIVE };
 
 /* A netdev in the card's namespace that has the program. */
@@ -328,7 +328,14 @@ struct port {
 	__u32 representor;	/* the representor's inner end, or 0 */
 	__u32 mode;
 	__u32 flags;
+	__u32 lane;		/* where what comes in waits first if the port's rate is limited, or 0 */
+	__u32 class;		/* in which it waits */
 };
+
+/* Marks of frames in the card's network namespace, to which frames come without any. They are no ports. */
+#define MARK_SHAPED 0xe5e50001	/* it has waited in its class */
+#define MARK_SWEEP 0xe5e50002	/* removes connections that are over */
+#define MARK_CLEAR 0xe5e50003	/* removes all connections */
 
 enum drop_reason {
 	DROP_RULE = 1,
@@ -373,6 +380,7 @@ struct control {
 	__u32 reason;
 	__u32 outputs;
 	__u32 samples;
+	__u64 build;		/* of the program, by which one that is found again is known */
 };
 
 /* A frame that a test would have sent. */

@@ -84,8 +84,13 @@ pub(crate) const CONNECTION_TABLE: usize = 32;
 pub(crate) const MAX_CT_OF_RULE: usize = 4;
 pub(crate) const COUNTER: usize = 24;
 pub(crate) const METER: usize = 64;
-pub(crate) const PORT: usize = 24;
-pub(crate) const CONTROL: usize = 40;
+/// The mark with which the program removes connections that are over (`MARK_SWEEP`).
+pub(crate) const MARK_SWEEP: u32 = 0xe5e5_0002;
+/// The mark with which it removes all connections (`MARK_CLEAR`).
+pub(crate) const MARK_CLEAR: u32 = 0xe5e5_0003;
+
+pub(crate) const PORT: usize = 32;
+pub(crate) const CONTROL: usize = 48;
 pub(crate) const OUTPUT: usize = OUTPUT_FRAME + 4096;
 /// Where the frame begins in an output.
 pub(crate) const OUTPUT_FRAME: usize = 24;

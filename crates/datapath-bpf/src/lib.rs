@@ -10,8 +10,8 @@
 //! # Guarantees
 //! * A rule is installed whole or not at all, and traffic sees either the rule or none.
 //! * Counters never go back as long as their rule is installed.
-//! * If the pipeline is pinned ([`Pipeline::pin`]), frames are forwarded while no process runs, and [`Pipeline::adopt`] finds
-//!   everything again.
+//! * What is attached stays so without a process, and goes with its netdev. Frames are forwarded meanwhile, and
+//!   [`Pipeline::adopt`] finds everything again: nothing is pinned, the netdevs have it.
 
 #![deny(unsafe_code)]
 
@@ -30,6 +30,6 @@ mod trial;
 
 pub use compile::Refused;
 pub use maps::LoadError;
-pub use pipeline::{Change, Counter, DropReason, Drops, Mode, Options, Pipeline, PortConfig, Role};
+pub use pipeline::{Change, Counter, DropReason, Drops, Lane, Leftover, Mode, Options, Pipeline, PortConfig, Role};
 pub use track::Connection;
 pub use trial::{Trial, TrialFate, TrialOutput};

@@ -1,8 +1,7 @@
-//! The maps of a pipeline: loaded with the object, or found again where they were pinned.
+//! The maps of a pipeline: loaded with the object, or found again with the program that is attached.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 
 use aya::maps::Map as AyaMap;
 use aya::programs::{ProgramError, SchedClassifier};
@@ -20,7 +19,19 @@ struct Aligned<Bytes: ?Sized>(Bytes);
 static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!("../bpf/eswitch.bpf.o"));
 
 const PROGRAM: &str = "eswitch_ingress";
-const SWEEP: &str = "eswitch_sweep";
+
+/// What the kernel keeps of a name.
+fn short(name: &str) -> &str {
+    &name[..name.len().min(15)]
+}
+
+/// A number that stands for this build of the program: FNV-1a of the object.
+fn build() -> u64 {
+    OBJECT.0.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// The word of `struct control` with [`build`].
+pub(crate) const BUILD: usize = 5;
 
 /// The words of `struct connection_table`.
 pub(crate) const CONNECTION_COUNT: usize = 0;
@@ -36,8 +47,8 @@ pub enum LoadError {
     /// The kernel has not all that the program needs: CONFIG_BPF_SYSCALL, and Linux 6.1 or later.
     #[error("the kernel does not take the program: {0}")]
     Kernel(String),
-    /// The maps are of another build.
-    #[error("the map {0} is one of another build")]
+    /// The program that was found is of another build, or its map is.
+    #[error("the {0} is of another build")]
     OtherBuild(&'static str),
     /// A map or the program is not there.
     #[error("there is no {0}")]
@@ -88,12 +99,6 @@ macro_rules! maps {
                 $(let $field = checked($name, Map::new(find($name)?)?, $key, $value)?;)*
                 Ok(Maps { $($field,)* })
             }
-
-            /// Pins the maps in a directory of a bpffs.
-            fn pin(&self, directory: &Path) -> io::Result<()> {
-                $(sys::pin(self.$field.as_fd(), &directory.join($name))?;)*
-                Ok(())
-            }
         }
     };
 }
@@ -125,8 +130,6 @@ fn checked(name: &'static str, map: Map, key: usize, value: usize) -> Result<Map
 pub(crate) struct Loaded {
     pub(crate) maps: Maps,
     pub(crate) program: OwnedFd,
-    /// Removes connections.
-    pub(crate) sweep: OwnedFd,
     /// The generation and what trial runs need (`struct control`).
     pub(crate) control: Words,
     pub(crate) counters: Words,
@@ -138,7 +141,7 @@ pub(crate) struct Loaded {
 }
 
 impl Loaded {
-    /// Loads the object. Maps and program live as long as they are open, attached or pinned.
+    /// Loads the object. Maps and program live as long as they are open or attached.
     pub(crate) fn load(options: &Options) -> Result<Loaded, LoadError> {
         let cpus = sys::cpus()? as u32;
         let (testing, outputs) = if options.trials { (1u32, layout::MAX_OUTPUTS as u32) } else { (0, 1) };
@@ -162,44 +165,44 @@ impl Loaded {
             .map_max_entries("connections", options.max_connections.saturating_mul(2).max(1));
         let mut ebpf = loader.load(&OBJECT.0)?;
         let program = load_program(&mut ebpf, PROGRAM)?;
-        let sweep = load_program(&mut ebpf, SWEEP)?;
         let maps = Maps::of(|name| {
             let map = ebpf.map(name).ok_or(LoadError::Missing(name))?;
             Ok(fd_of(map).ok_or(LoadError::Missing(name))?.try_clone_to_owned()?)
         })?;
-        let loaded = Loaded::new(maps, program, sweep)?;
+        let loaded = Loaded::new(maps, program)?;
+        loaded.control.set(BUILD, build());
         loaded.connection_table.set(CONNECTION_LIMIT, options.max_connections.into());
         Ok(loaded)
     }
 
-    fn new(maps: Maps, program: OwnedFd, sweep: OwnedFd) -> Result<Loaded, LoadError> {
+    fn new(maps: Maps, program: OwnedFd) -> Result<Loaded, LoadError> {
         let control = maps.control.in_memory(true)?;
         let counters = maps.counters.in_memory(true)?;
         let connection_table = maps.connection_table.in_memory(true)?;
         let samples = Ring::new(&maps.samples)?;
         let max_rules = maps.counters.max_entries as usize / sys::cpus()?;
-        Ok(Loaded { maps, program, sweep, control, counters, connection_table, max_rules, samples })
+        Ok(Loaded { maps, program, control, counters, connection_table, max_rules, samples })
     }
 
-    /// Finds what was pinned in a directory.
-    pub(crate) fn find(directory: &Path) -> Result<Loaded, LoadError> {
-        let maps = Maps::of(|name| sys::open_pinned(&directory.join(name)).map_err(|error| missing(name, error)))?;
-        let program = sys::open_pinned(&directory.join("program")).map_err(|error| missing("program", error))?;
-        let sweep = sys::open_pinned(&directory.join("sweep")).map_err(|error| missing("sweep", error))?;
-        Loaded::new(maps, program, sweep)
-    }
-
-    /// Pins maps and program in a directory of a bpffs.
-    pub(crate) fn pin(&self, directory: &Path) -> io::Result<()> {
-        self.maps.pin(directory)?;
-        sys::pin(self.program.as_fd(), &directory.join("program"))?;
-        sys::pin(self.sweep.as_fd(), &directory.join("sweep"))
+    /// Finds the maps of a program that is attached.
+    pub(crate) fn of(program: OwnedFd) -> Result<Loaded, LoadError> {
+        let mut maps = sys::maps_of(program.as_fd()).map_err(not_allowed)?;
+        let maps = Maps::of(|name| maps.remove(short(name)).ok_or(LoadError::OtherBuild(name)))?;
+        let loaded = Loaded::new(maps, program)?;
+        if loaded.control.get(BUILD) != build() {
+            return Err(LoadError::OtherBuild("program"));
+        }
+        Ok(loaded)
     }
 }
 
-fn missing(name: &'static str, error: io::Error) -> LoadError {
+/// Whether a program is the one of a pipeline, of whichever build.
+pub(crate) fn is_program(program: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(sys::program_name(program)? == PROGRAM)
+}
+
+pub(crate) fn not_allowed(error: io::Error) -> LoadError {
     match error.raw_os_error() {
-        Some(libc::ENOENT) => LoadError::Missing(name),
         Some(libc::EPERM | libc::EACCES) => LoadError::NotAllowed(error),
         _ => LoadError::Io(error),
     }

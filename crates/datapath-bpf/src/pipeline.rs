@@ -1,17 +1,16 @@
 //! A pipeline: the program, its maps, and what is in them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use flow::{Block, Meter, MeterId, Port, Rule, RuleId, Sampled};
 
 use crate::commit::Commits;
 use crate::compile::{Refused, block_number};
-use crate::layout::{Bytes, View};
-use crate::maps::{CONNECTION_COUNT, CONNECTION_LIMIT, LoadError, Loaded};
+use crate::layout::{self, Bytes, View};
+use crate::maps::{self, CONNECTION_COUNT, CONNECTION_LIMIT, LoadError, Loaded};
 use crate::sys;
 use crate::track::{self, Connection};
 
@@ -60,6 +59,8 @@ pub enum Role {
     Representor(Port),
     /// The wire of an uplink.
     Wire(Port),
+    /// The far end of a lane: what limited functions send comes in here when it has waited in its class.
+    Lane,
 }
 
 /// What happens to frames that come in at a port.
@@ -91,6 +92,18 @@ pub struct PortConfig {
     pub is_wire: bool,
     /// Whether the link is up. Without it, frames from and to the port are dropped.
     pub link_up: bool,
+    /// Where what comes in at the port waits before anything else, if the port's rate is limited.
+    pub lane: Option<Lane>,
+}
+
+/// Where what a limited function sends waits: it is sent out of a netdev with a queueing discipline, and comes back at
+/// another netdev, which has [`Role::Lane`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lane {
+    /// The number of the netdev.
+    pub ifindex: u32,
+    /// The class in which it waits, which frames have as their priority there.
+    pub class: u32,
 }
 
 impl PortConfig {
@@ -102,7 +115,8 @@ impl PortConfig {
         };
         let flags = u32::from(self.through_inner) | u32::from(self.is_wire) << 1 | u32::from(self.link_up) << 2;
         let bytes = Bytes::default().u64(block_number(self.block)).u32(self.ifindex);
-        bytes.u32(self.representor.unwrap_or(0)).u32(mode).u32(flags).0
+        let (lane, class) = self.lane.map_or((0, 0), |lane| (lane.ifindex, lane.class));
+        bytes.u32(self.representor.unwrap_or(0)).u32(mode).u32(flags).u32(lane).u32(class).0
     }
 }
 
@@ -219,8 +233,8 @@ pub struct Pipeline {
     pub(crate) loaded: Loaded,
     pub(crate) trials: bool,
     pub(crate) commits: Commits,
-    links: HashMap<u32, OwnedFd>,
-    pinned: Option<PathBuf>,
+    /// The netdevs to which the program is attached by tcx.
+    attached: HashSet<u32>,
 }
 
 impl Pipeline {
@@ -238,70 +252,37 @@ impl Pipeline {
         // Nothing is cached of generation 0, with which the slots of the cache begin.
         loaded.control.set(0, loaded.control.get(0).max(1));
         let commits = Commits::new(&loaded)?;
-        Ok(Pipeline { loaded, trials, commits, links: HashMap::new(), pinned: None })
+        Ok(Pipeline { loaded, trials, commits, attached: HashSet::new() })
     }
 
-    /// Pins program, maps and what is attached in a new directory of a bpffs, so that they stay when the process ends.
+    /// Finds a pipeline that another process has left, with its ports, rules, meters, counters and connections as they are,
+    /// by its program. `attached`: the netdevs to which that is attached by tcx, by their numbers.
     ///
     /// # Errors
-    /// The kernel's: no bpffs, or there is something at the path.
-    pub fn pin(&mut self, directory: &Path) -> io::Result<()> {
-        std::fs::create_dir(directory)?;
-        self.loaded.pin(directory)?;
-        for (ifindex, link) in &self.links {
-            sys::pin(link.as_fd(), &link_path(directory, *ifindex))?;
-        }
-        self.pinned = Some(directory.to_owned());
-        Ok(())
-    }
-
-    /// Finds a pipeline that was pinned in a directory, with its ports, rules, meters and counters as they are.
-    ///
-    /// # Errors
-    /// [`LoadError::Missing`] if there is none, [`LoadError::OtherBuild`] if its maps are of another build: then
-    /// [`Pipeline::unpin`] removes it.
-    pub fn adopt(directory: &Path) -> Result<Pipeline, LoadError> {
-        let mut pipeline = Pipeline::new(Loaded::find(directory)?, false)?;
+    /// [`LoadError::OtherBuild`] if it is one of another build. Then a new one takes its place: what is attached behind a
+    /// program is asked when that is [detached](Leftover::detach).
+    pub fn adopt(program: OwnedFd, attached: impl IntoIterator<Item = u32>) -> Result<Pipeline, LoadError> {
+        let mut pipeline = Pipeline::new(Loaded::of(program)?, false)?;
         pipeline.commits.adopt(&pipeline.loaded)?;
-        for entry in std::fs::read_dir(directory)? {
-            let entry = entry?;
-            if let Some(ifindex) = ifindex_of_link(&entry.file_name().to_string_lossy()) {
-                pipeline.links.insert(ifindex, sys::open_pinned(&entry.path())?);
-            }
-        }
-        pipeline.pinned = Some(directory.to_owned());
+        pipeline.attached.extend(attached);
         Ok(pipeline)
     }
 
-    /// Removes a pinned pipeline. It ends when no process has it open.
-    ///
-    /// # Errors
-    /// Those of the file system; none if there is nothing.
-    pub fn unpin(directory: &Path) -> io::Result<()> {
-        match std::fs::remove_dir_all(directory) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
-    }
-
-    /// Says what a netdev of the calling thread's network namespace is, and attaches the program to what it receives.
+    /// Says what a netdev of the calling thread's network namespace is, and attaches the program to what it receives. It stays
+    /// attached as long as the netdev exists, whether or not this process does.
     ///
     /// # Errors
     /// The kernel's: `ENODEV` for no such netdev, `EINVAL` before Linux 6.6, which has no tcx.
     pub fn attach(&mut self, ifindex: u32, role: Role) -> io::Result<()> {
         self.note(ifindex, role)?;
-        if self.links.contains_key(&ifindex) || self.trials {
+        if self.trials || self.attached.contains(&ifindex) {
             return Ok(());
         }
-        let link = sys::attach_tcx(self.loaded.program.as_fd(), ifindex);
-        let link = link.and_then(|link| self.pin_link(ifindex, &link).map(|()| link));
-        match link {
-            Ok(link) => drop(self.links.insert(ifindex, link)),
-            Err(error) => {
-                self.loaded.maps.netdevs.remove(&ifindex.to_ne_bytes())?;
-                return Err(error);
-            }
+        if let Err(error) = sys::attach_tcx(self.loaded.program.as_fd(), ifindex) {
+            self.loaded.maps.netdevs.remove(&ifindex.to_ne_bytes())?;
+            return Err(error);
         }
+        self.attached.insert(ifindex);
         Ok(())
     }
 
@@ -331,25 +312,42 @@ impl Pipeline {
             Role::Port(port) => (port, 0),
             Role::Representor(port) => (port, 1),
             Role::Wire(port) => (port, 2),
+            Role::Lane => (Port(0), 3),
         };
         let netdev = Bytes::default().u32(port.0).u32(kind).0;
         self.loaded.maps.netdevs.put(&ifindex.to_ne_bytes(), &netdev)
     }
 
-    /// Takes the program away from a netdev. Returns whether it was there.
+    /// Takes the program away from a netdev of the calling thread's network namespace. Returns whether it was there.
     ///
     /// # Errors
     /// The kernel's.
     pub fn detach(&mut self, ifindex: u32) -> io::Result<bool> {
         let was_there = self.loaded.maps.netdevs.remove(&ifindex.to_ne_bytes())?;
-        self.links.remove(&ifindex);
-        if let Some(directory) = &self.pinned {
-            match std::fs::remove_file(link_path(directory, ifindex)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
+        if self.attached.remove(&ifindex) {
+            match sys::detach_tcx(self.loaded.program.as_fd(), ifindex) {
+                // The netdev is gone, or was made anew.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOENT)) => {}
+                detached => detached?,
             }
         }
         Ok(was_there)
+    }
+
+    /// The netdevs that are known, by their numbers, in no order.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn netdevs(&self) -> io::Result<Vec<u32>> {
+        Ok(self.loaded.maps.netdevs.keys()?.iter().map(|key| View(key).u32(0)).collect())
+    }
+
+    /// The ports that are known, in no order.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn ports(&self) -> io::Result<Vec<Port>> {
+        Ok(self.loaded.maps.ports.keys()?.iter().map(|key| Port(View(key).u32(0))).collect())
     }
 
     /// Makes or changes a port.
@@ -366,13 +364,6 @@ impl Pipeline {
     /// The kernel's.
     pub fn remove_port(&mut self, port: Port) -> io::Result<bool> {
         self.loaded.maps.ports.remove(&port.0.to_ne_bytes())
-    }
-
-    fn pin_link(&self, ifindex: u32, link: &OwnedFd) -> io::Result<()> {
-        match &self.pinned {
-            Some(directory) => sys::pin(link.as_fd(), &link_path(directory, ifindex)),
-            None => Ok(()),
-        }
     }
 
     /// How many rules there are.
@@ -457,7 +448,7 @@ impl Pipeline {
     /// # Errors
     /// The kernel's.
     pub fn expire_connections(&mut self) -> io::Result<usize> {
-        self.sweep(0)
+        self.sweep(layout::MARK_SWEEP)
     }
 
     /// Removes all connections. Returns how many there were.
@@ -465,11 +456,11 @@ impl Pipeline {
     /// # Errors
     /// The kernel's.
     pub fn clear_connections(&mut self) -> io::Result<usize> {
-        self.sweep(1)
+        self.sweep(layout::MARK_CLEAR)
     }
 
-    fn sweep(&self, all: u32) -> io::Result<usize> {
-        let (removed, _) = sys::trial(self.loaded.sweep.as_fd(), &[0; 64], all, 1)?;
+    fn sweep(&self, mark: u32) -> io::Result<usize> {
+        let (removed, _) = sys::trial(self.loaded.program.as_fd(), &[0; 64], mark, 1)?;
         Ok(removed as usize)
     }
 
@@ -525,16 +516,57 @@ impl Pipeline {
         Ok(begin.elapsed())
     }
 
+    /// Has the program look like one of another build to who [adopts](Pipeline::adopt) it.
+    #[doc(hidden)]
+    pub fn pretend_other_build(&self) {
+        self.loaded.control.set(maps::BUILD, 0);
+    }
+
     /// The time since boot with which [`Counter::last_used`] is compared.
     pub fn now() -> Duration {
         Duration::from_nanos(sys::monotonic())
     }
 }
 
-fn link_path(directory: &Path, ifindex: u32) -> PathBuf {
-    directory.join(format!("link-{ifindex}"))
+/// A program of a pipeline that another process has left at a netdev.
+pub struct Leftover {
+    /// The number of the netdev.
+    pub ifindex: u32,
+    /// The program.
+    pub program: OwnedFd,
 }
 
-fn ifindex_of_link(name: &str) -> Option<u32> {
-    name.strip_prefix("link-")?.parse().ok()
+impl Leftover {
+    /// Those at a netdev of the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// The kernel's: `EINVAL` before Linux 6.6, which has no tcx.
+    pub fn at(ifindex: u32) -> io::Result<Vec<Leftover>> {
+        let mut found = Vec::new();
+        for id in sys::attached_tcx(ifindex)? {
+            found.extend(Leftover::of(ifindex, id)?);
+        }
+        Ok(found)
+    }
+
+    /// The program with an identifier, if it is that of a pipeline.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn of(ifindex: u32, id: u32) -> io::Result<Option<Leftover>> {
+        let program = match sys::program_by_id(id) {
+            // It has just gone.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+            program => program?,
+        };
+        Ok(maps::is_program(program.as_fd())?.then_some(Leftover { ifindex, program }))
+    }
+
+    /// Takes it away from its netdev, by tcx.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn detach(self) -> io::Result<()> {
+        sys::detach_tcx(self.program.as_fd(), self.ifindex)
+    }
 }

@@ -1,16 +1,15 @@
 //! System calls: bpf(2) and mmap(2), and the only file of this crate with `unsafe`. Each function is one call, whose
 //! arguments are checked by their types and lengths and whose failure is an [`io::Error`].
 //!
-//! aya loads the object. What it has no way for is here: updates in batches, maps in memory, links by the number of a
-//! netdev, and trial runs.
+//! aya loads the object. What it has no way for is here: updates in batches, maps in memory, attaching that outlives the
+//! process, finding again what is attached, and trial runs.
 
 #![allow(unsafe_code, reason = "bpf(2) takes pointers")]
 
-use std::ffi::{CString, c_long, c_void};
+use std::collections::HashMap;
+use std::ffi::{c_long, c_void};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -20,13 +19,15 @@ mod command {
     pub const MAP_UPDATE_ELEM: u32 = 2;
     pub const MAP_DELETE_ELEM: u32 = 3;
     pub const MAP_GET_NEXT_KEY: u32 = 4;
-    pub const OBJ_PIN: u32 = 6;
-    pub const OBJ_GET: u32 = 7;
+    pub const PROG_ATTACH: u32 = 8;
+    pub const PROG_DETACH: u32 = 9;
     pub const PROG_TEST_RUN: u32 = 10;
+    pub const PROG_GET_FD_BY_ID: u32 = 13;
+    pub const MAP_GET_FD_BY_ID: u32 = 14;
     pub const OBJ_GET_INFO_BY_FD: u32 = 15;
+    pub const PROG_QUERY: u32 = 16;
     pub const MAP_LOOKUP_BATCH: u32 = 24;
     pub const MAP_UPDATE_BATCH: u32 = 26;
-    pub const LINK_CREATE: u32 = 28;
 }
 
 /// BPF_TCX_INGRESS of `enum bpf_attach_type`.
@@ -68,27 +69,75 @@ fn owned(fd: c_long) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn c_path(path: &Path) -> io::Result<CString> {
-    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
+/// Attaches a program to what a netdev of the calling thread's network namespace receives, behind those that are there. It
+/// stays attached as long as the netdev exists.
+pub(crate) fn attach_tcx(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<()> {
+    tcx(program, ifindex).call(command::PROG_ATTACH).map(drop)
 }
 
-/// Pins a map, program or link at a path of a bpffs.
-pub(crate) fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
-    let path = c_path(path)?;
-    let mut attr = Attr::new().with_64(0, path.as_ptr() as u64).with(2, fd.as_raw_fd() as u32);
-    attr.call(command::OBJ_PIN).map(drop)
+/// Takes a program away from a netdev.
+pub(crate) fn detach_tcx(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<()> {
+    tcx(program, ifindex).call(command::PROG_DETACH).map(drop)
 }
 
-/// Opens what is pinned at a path.
-pub(crate) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
-    let path = c_path(path)?;
-    owned(Attr::new().with_64(0, path.as_ptr() as u64).call(command::OBJ_GET)?)
+fn tcx(program: BorrowedFd<'_>, ifindex: u32) -> Attr {
+    Attr::new().with(0, ifindex).with(1, program.as_raw_fd() as u32).with(2, TCX_INGRESS)
 }
 
-/// Attaches a program to what a netdev receives. It stays attached as long as the link is open or pinned.
-pub(crate) fn attach_tcx(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
-    let attr = Attr::new().with(0, program.as_raw_fd() as u32).with(1, ifindex).with(2, TCX_INGRESS);
-    owned({ attr }.call(command::LINK_CREATE)?)
+/// The identifiers of the programs that are attached to what a netdev receives, in their order.
+pub(crate) fn attached_tcx(ifindex: u32) -> io::Result<Vec<u32>> {
+    let mut ids = [0u32; 64];
+    let attr = Attr::new().with(0, ifindex).with(1, TCX_INGRESS).with_64(4, ids.as_mut_ptr() as u64);
+    let mut attr = attr.with(6, ids.len() as u32);
+    attr.call(command::PROG_QUERY)?;
+    Ok(ids[..(attr.0[6] as usize).min(ids.len())].to_vec())
+}
+
+/// Opens the program with an identifier.
+pub(crate) fn program_by_id(id: u32) -> io::Result<OwnedFd> {
+    owned(Attr::new().with(0, id).call(command::PROG_GET_FD_BY_ID)?)
+}
+
+/// Opens the map with an identifier.
+fn map_by_id(id: u32) -> io::Result<OwnedFd> {
+    owned(Attr::new().with(0, id).call(command::MAP_GET_FD_BY_ID)?)
+}
+
+/// What the kernel says of a program or a map: the first words, and more in memory that they name.
+fn info<const WORDS: usize>(fd: BorrowedFd<'_>, mut info: [u32; WORDS]) -> io::Result<[u32; WORDS]> {
+    let attr = Attr::new().with(0, fd.as_raw_fd() as u32).with(1, size_of_val(&info) as u32);
+    attr.with_64(2, info.as_mut_ptr() as u64).call(command::OBJ_GET_INFO_BY_FD)?;
+    Ok(info)
+}
+
+/// The name in an info, of which the kernel keeps 15 bytes.
+fn name_in(words: &[u32]) -> String {
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).take_while(|byte| *byte != 0).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// The name of a program.
+pub(crate) fn program_name(program: BorrowedFd<'_>) -> io::Result<String> {
+    // struct bpf_prog_info: 16 words, and the name in four.
+    Ok(name_in(&info(program, [0u32; 24])?[16..20]))
+}
+
+/// The maps of a program, by their names.
+pub(crate) fn maps_of(program: BorrowedFd<'_>) -> io::Result<HashMap<String, OwnedFd>> {
+    let mut ids = [0u32; 64];
+    // struct bpf_prog_info: nr_map_ids is word 13, map_ids are words 14 and 15.
+    let mut asked = [0u32; 24];
+    asked[13] = ids.len() as u32;
+    let [first, second] = if cfg!(target_endian = "little") { [14, 15] } else { [15, 14] };
+    let address = ids.as_mut_ptr() as u64;
+    (asked[first], asked[second]) = (address as u32, (address >> 32) as u32);
+    let count = info(program, asked)?[13] as usize;
+    let named = ids[..count.min(ids.len())].iter().map(|id| {
+        let map = map_by_id(*id)?;
+        // struct bpf_map_info: six words, and the name in four.
+        Ok((name_in(&info(map.as_fd(), [0u32; 24])?[6..10]), map))
+    });
+    named.collect()
 }
 
 /// Waits until no CPU runs a program that began before (`synchronize_rcu`).
@@ -141,12 +190,7 @@ impl Map {
     /// The map behind a descriptor.
     pub(crate) fn new(fd: OwnedFd) -> io::Result<Map> {
         // struct bpf_map_info: type, id, key_size, value_size, max_entries, …
-        let mut info = [0u32; 24];
-        let mut attr = Attr::new()
-            .with(0, fd.as_raw_fd() as u32)
-            .with(1, size_of_val(&info) as u32)
-            .with_64(2, info.as_mut_ptr() as u64);
-        attr.call(command::OBJ_GET_INFO_BY_FD)?;
+        let info = info(fd.as_fd(), [0u32; 24])?;
         // BPF_MAP_TYPE_PERCPU_HASH, …_ARRAY
         let per_cpu = matches!(info[0], 5 | 6);
         let value_size = info[3] as usize;

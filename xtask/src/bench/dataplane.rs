@@ -374,6 +374,7 @@ impl Trial {
             through_inner: false,
             is_wire: false,
             link_up: true,
+            lane: None,
         };
         pipeline.set_port(Port(1), &config)?;
         pipeline.attach(1, Role::Port(Port(1)))?;

@@ -1,4 +1,4 @@
-//! What is in the maps of a pipeline that was pinned.
+//! What is in the maps of a pipeline that was found.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io;

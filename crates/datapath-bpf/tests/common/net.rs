@@ -226,6 +226,7 @@ impl Card {
             through_inner: false,
             is_wire: false,
             link_up: true,
+            lane: None,
         };
         change(&mut config);
         self.pipeline.set_port(port, &config).expect("a port");

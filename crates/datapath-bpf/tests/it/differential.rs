@@ -67,6 +67,7 @@ impl Both {
                 through_inner: false,
                 is_wire: port == wanted.uplink,
                 link_up: true,
+                lane: None,
             };
             self.pipeline.set_port(port, &config).expect("a port");
             self.pipeline.attach(port.0, Role::Port(port)).expect("a netdev");

@@ -49,6 +49,7 @@ impl Card {
             through_inner: false,
             is_wire: false,
             link_up: true,
+            lane: None,
         };
         pipeline.set_port(Port(1), &config).expect("a port");
         pipeline.attach(1, Role::Port(Port(1))).expect("a netdev");

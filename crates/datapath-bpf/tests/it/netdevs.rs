@@ -2,11 +2,11 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
+
 use std::time::Duration;
 
-use crate::common::net::{Card, Wire, ifindex, run};
-use datapath_bpf::{Change, DropReason, Mode, Pipeline, Role};
+use crate::common::net::{Card, Wire, ifindex};
+use datapath_bpf::{Change, DropReason, Leftover, LoadError, Mode, Options, Pipeline, Role};
 use flow::{
     Action, Block, Control, Csum, Ct, Edit, EditField, Encap, Field, Match, Meter, MeterId, Nat, NatRange, Neighbour,
     Police, Port, Rate, Rule, RuleId, Sample, Sampled, TcpPhase, TunnelDevice, TunnelKind, VlanTag,
@@ -297,17 +297,9 @@ fn traffic_never_misses_its_rule_while_others_come_and_go() {
     assert!(changes > 1000, "{changes} changes");
 }
 
-/// A bpffs, which ends with the mount namespace of the test.
-fn bpffs() -> PathBuf {
-    let path = PathBuf::from("/mnt");
-    run(&format!("mount -t bpf bpf {}", path.display()));
-    path
-}
-
 #[test]
-fn a_pinned_pipeline_forwards_without_a_process_and_is_found_again() {
+fn a_pipeline_forwards_without_a_process_and_is_found_again() {
     let Some(mut card) = Card::new(2) else { return };
-    let directory = bpffs().join("card");
     let (one, two) = (card.wire(1), card.wire(2));
     let tag = VlanTag { tpid: 0x8100, id: 5, priority: 3 };
     let other = udp().with(Field::DstPort, 9u16);
@@ -343,7 +335,6 @@ fn a_pinned_pipeline_forwards_without_a_process_and_is_found_again() {
     let into_tunnel = Rule::new(Port(2), udp(), [Action::TunnelSet(encap), Action::Redirect(Port(1))]);
     let others = [(5, ranged.with_priority(3, flow::Protocol::Is(0x0800))), (6, into_tunnel)];
     add(&mut card.pipeline, &others);
-    card.pipeline.pin(&directory).expect("pinned");
     one.send(&frame(b"before"));
     assert!(two.receive(SOON, has(b"before")).is_some());
 
@@ -352,7 +343,7 @@ fn a_pinned_pipeline_forwards_without_a_process_and_is_found_again() {
     one.send(&frame(b"nobody there"));
     assert!(two.receive(SOON, has(b"nobody there")).is_some());
 
-    let mut pipeline = Pipeline::adopt(&directory).expect("found");
+    let mut pipeline = left_at("inner1").expect("found");
     assert_eq!((pipeline.rule_count(), pipeline.counters(&[RuleId(1)])[0].packets), (4, 2));
     // It knows what belongs together: the protocol of a priority, who uses a meter, which meter is the same.
     let wrong = Rule::new(Port(1), udp(), [Action::Drop]).with_priority(3, flow::Protocol::All);
@@ -372,7 +363,7 @@ fn a_pinned_pipeline_forwards_without_a_process_and_is_found_again() {
     assert!(two.receive(SOON, has(b"by the new rule")).is_some());
     assert_eq!(pipeline.counters(&[RuleId(4)])[0].packets, 1);
     drop(pipeline);
-    let mut pipeline = Pipeline::adopt(&directory).expect("found once more");
+    let mut pipeline = left_at("inner1").expect("found once more");
     assert_eq!(pipeline.rules().collect::<Vec<_>>(), [RuleId(4)]);
     let connections = pipeline.connections().expect("connections");
     assert_eq!((connections.len(), connections[0].zone, pipeline.connection_count()), (1, 5, 1));
@@ -380,8 +371,44 @@ fn a_pinned_pipeline_forwards_without_a_process_and_is_found_again() {
     assert!(pipeline.detach(ifindex("inner1")).expect("detached"));
     one.send(&frame(b"after"));
     assert_eq!(two.receive(NEVER, has(b"after")), None);
+    assert!(left_at("inner1").is_none(), "nothing is left there");
+    // The other port has it still.
     drop((pipeline, vfs));
-    Pipeline::unpin(&directory).expect("gone");
+    assert!(left_at("inner2").is_some());
+}
+
+/// The pipeline that was left at a netdev of this namespace.
+fn left_at(name: &str) -> Option<Pipeline> {
+    let number = ifindex(name);
+    let Leftover { program, .. } = Leftover::at(number).expect("programs").pop()?;
+    Some(Pipeline::adopt(program, [number]).expect("a pipeline"))
+}
+
+#[test]
+fn a_pipeline_of_another_build_is_replaced_and_no_frame_is_lost() {
+    let Some(mut card) = Card::new(2) else { return };
+    let (one, two) = (card.wire(1), card.wire(2));
+    let rule = Rule::new(Port(1), udp(), [Action::Redirect(Port(2))]);
+    add(&mut card.pipeline, &[(1, rule.clone())]);
+    card.pipeline.pretend_other_build();
+    let Card { pipeline, vfs } = card;
+    drop(pipeline);
+    let number = ifindex("inner1");
+    let old = Leftover::at(number).expect("programs").pop().expect("the old program");
+    let program = old.program.try_clone().expect("a descriptor");
+    assert!(matches!(Pipeline::adopt(program, [number]), Err(LoadError::OtherBuild(_))));
+    // The new one is attached behind the old one, which decides until it is detached.
+    let mut card = Card { pipeline: Pipeline::load(Options::default()).expect("loaded"), vfs };
+    (1..=2).for_each(|port| card.set_port(port, |_| ()));
+    add(&mut card.pipeline, &[(1, rule)]);
+    card.pipeline.attach(number, Role::Port(Port(1))).expect("attached");
+    one.send(&frame(b"by the old rule"));
+    assert!(two.receive(SOON, has(b"by the old rule")).is_some());
+    assert_eq!(card.pipeline.counters(&[RuleId(1)])[0].packets, 0);
+    old.detach().expect("detached");
+    one.send(&frame(b"by the new rule"));
+    assert!(two.receive(SOON, has(b"by the new rule")).is_some());
+    assert_eq!(card.pipeline.counters(&[RuleId(1)])[0].packets, 1);
 }
 
 fn ip() -> Match {

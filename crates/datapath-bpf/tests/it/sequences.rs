@@ -356,6 +356,7 @@ fn put(pipeline: &mut Pipeline) {
             through_inner: false,
             is_wire: false,
             link_up: true,
+            lane: None,
         };
         pipeline.set_port(port, &config).expect("a port");
         pipeline.attach(port.0, Role::Port(port)).expect("a netdev");
