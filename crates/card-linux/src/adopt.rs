@@ -44,6 +44,12 @@ impl Inventory {
         self.found.get(&index).filter(|_| !self.taken.contains(&index))
     }
 
+    /// The interface numbers of the netdevs that may have the program of flow rules.
+    pub(crate) fn with_rules(&self) -> Vec<u32> {
+        let may = |index: &u32| matches!(Inside::of(*index), Some(Inside::Port(_) | Inside::LaneEnd(_)));
+        self.found.keys().copied().filter(may).collect()
+    }
+
     /// The interface number of the other end, if that is where netdevs appear.
     fn at_home(&self, link: &Link) -> Option<u32> {
         let (outer, netns) = link.peer?;
@@ -235,10 +241,11 @@ impl Operation<'_> {
         // What limits functions of a PF stays as it is until it is what the engine wants. If the PF is not bound any more, it
         // goes.
         let shaper = |pf: PfIndex| Inside::Shaper(pf).index();
+        let lane = |pf: PfIndex| [Inside::Lane(pf).index(), Inside::LaneEnd(pf).index()];
         let pfs =
             (0..books.config.pfs).map(PfIndex).filter(|pf| books.ends(Slot { pf: *pf, vport: Vport::Uplink }).port);
         let shapers: Vec<(PfIndex, bool)> = pfs.map(|pf| (pf, books.found(shaper(pf)).is_some())).collect();
-        books.take(shapers.iter().map(|(pf, _)| shaper(*pf)));
+        books.take(shapers.iter().flat_map(|(pf, _)| lane(*pf).into_iter().chain([shaper(*pf)])));
         let Some(inventory) = books.inventory.take() else { return };
         drop(books);
         let left: Vec<u32> = inventory.found.keys().filter(|index| !inventory.taken.contains(index)).copied().collect();
@@ -251,6 +258,7 @@ impl Operation<'_> {
         self.run(batch);
         self.settle_carriers(&brought_up);
         shapers.into_iter().for_each(|(pf, found)| self.take_shaper_over(pf, found));
+        self.end_taking_rules_over();
         // Where netdevs are and which are up: the kernel sends no event for what has not changed.
         let mut events = Events::default();
         events.look_at_everything(self);

@@ -21,6 +21,7 @@ use crate::neighbours::{NeighbourWatch, Neighbours};
 use crate::netns::{CardNetns, NetnsError};
 use crate::operation::{Operation, Part, Shared, Sockets};
 use crate::place::Place;
+use crate::plane::Plane;
 use crate::refused::refused;
 use crate::request::{self, Outer};
 use crate::socket::Batch;
@@ -120,7 +121,9 @@ impl LinuxCard {
             false => probe(&mut sockets)?,
         }
         let plane_netns = inside.try_clone().map_err(system(open))?;
-        let shared = Arc::new(Shared::new(home()?, inside, plane_netns, books, sockets, wake));
+        let left = books.inventory.as_ref().map(|inventory| inventory.with_rules());
+        let plane = Plane::new(plane_netns, left.as_deref());
+        let shared = Arc::new(Shared::new(home()?, inside, plane, books, sockets, wake));
         let watcher = Watcher::start(Arc::clone(&shared), domain, sources);
         let watcher = watcher.map_err(system("starting the card's watcher"))?;
         Ok(Self { _watcher: watcher, netns, config, shared })

@@ -233,7 +233,7 @@ impl Operation<'_> {
     }
 
     fn unmake_functions(&mut self, slots: &[Slot]) {
-        let mut indexes: Vec<u32> = slots.iter().filter_map(|slot| self.forget_shaper(slot.pf)).collect();
+        let mut indexes: Vec<u32> = slots.iter().flat_map(|slot| self.forget_shaper(slot.pf)).collect();
         let books = self.books();
         for slot in slots {
             indexes.push(slot.port());

@@ -30,6 +30,10 @@ pub(crate) enum Inside {
     Branch(PfIndex, u16),
     /// Where frames of a PF's functions wait whose rate is limited.
     Shaper(PfIndex),
+    /// The way to the shaper for frames that flow rules may take.
+    Lane(PfIndex),
+    /// The other end of that pair, where they come back.
+    LaneEnd(PfIndex),
     /// Made to find out whether the kernel can make it, and deleted at once.
     Probe(u16),
 }
@@ -58,6 +62,8 @@ impl Inside {
             Self::Branch(pf, n) => (6, pf.0, n),
             Self::Probe(n) => (7, 0, n),
             Self::Shaper(pf) => (8, pf.0, 0),
+            Self::Lane(pf) => (9, pf.0, 0),
+            Self::LaneEnd(pf) => (10, pf.0, 0),
         };
         kind << Self::SHIFT | u32::from(pf) << 16 | u32::from(low)
     }
@@ -75,6 +81,8 @@ impl Inside {
             6 => Self::Branch(pf, low),
             7 => Self::Probe(low),
             8 => Self::Shaper(pf),
+            9 => Self::Lane(pf),
+            10 => Self::LaneEnd(pf),
             _ => return None,
         })
     }
@@ -116,6 +124,8 @@ impl Inside {
             Self::Branch(pf, n) => format!("b{}l{n}", pf.0),
             Self::Probe(n) => format!("probe{n}"),
             Self::Shaper(pf) => format!("shaper{}", pf.0),
+            Self::Lane(pf) => format!("lane{}", pf.0),
+            Self::LaneEnd(pf) => format!("lane{}end", pf.0),
         }
     }
 }
@@ -168,6 +178,8 @@ mod tests {
                 Inside::Trunk(pf, 1),
                 Inside::Branch(pf, 1),
                 Inside::Shaper(pf),
+                Inside::Lane(pf),
+                Inside::LaneEnd(pf),
             ]);
             for inside in all {
                 assert!(inside.index() <= i32::MAX as u32);

@@ -18,7 +18,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, PipeWriter, Write};
 
@@ -164,12 +164,11 @@ impl Shared {
     pub(crate) fn new(
         home: File,
         inside: File,
-        plane_netns: File,
+        plane: Plane,
         books: Books,
         sockets: Sockets,
         wake_watcher: PipeWriter,
     ) -> Self {
-        let plane = Plane::new(plane_netns);
         Self {
             home,
             inside,
@@ -269,6 +268,21 @@ impl Operation<'_> {
         self.card.plane.ends_made(&mut self.cx, new_ends);
     }
 
+    /// Notes in which classes what functions of a PF send waits, before flow rules are asked.
+    pub(crate) fn set_lanes(&mut self, pf: PfIndex, classes: &BTreeMap<Vport, u32>) {
+        self.card.plane.set_lanes(&mut self.cx, pf, classes);
+    }
+
+    /// Notes that the lane of a PF is about to be deleted.
+    pub(crate) fn forget_lane(&mut self, pf: PfIndex) {
+        self.card.plane.forget_lane(&mut self.cx, pf);
+    }
+
+    /// Removes flow rules that were found and not asked for again.
+    pub(crate) fn end_taking_rules_over(&mut self) {
+        self.card.plane.end_taking_over(&mut self.cx);
+    }
+
     /// The vports that this operation has claimed.
     pub(crate) fn slots(&self) -> Vec<Slot> {
         let slot = |part: &Part| match part {
@@ -318,6 +332,12 @@ impl Drop for Operation<'_> {
         if self.parts.is_empty() {
             return;
         }
+        let slots = self.slots();
+        let books = self.books();
+        let functions = slots.into_iter().filter(|slot| slot.vport != Vport::Uplink);
+        let links: Vec<(Slot, bool)> = functions.map(|slot| (slot, books.ends(slot).port_up)).collect();
+        drop(books);
+        self.card.plane.set_links(&mut self.cx, &links);
         let mut books = self.card.books.lock_leaf(&mut self.cx);
         books.claims.release(&self.parts);
         let watcher_waits = std::mem::take(&mut books.watcher_waits);

@@ -5,6 +5,10 @@
 //! takes never reaches the representor, and what no rule takes does, as before.
 //!
 //! Where the kernel refuses the program, as it does without root, rules are refused with that reason.
+//!
+//! What is attached stays without a process, and carries frames on. The next process [takes it over](takeover).
+
+mod takeover;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -13,7 +17,8 @@ use std::mem::discriminant;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use datapath_bpf::{Change as BpfChange, LoadError, Mode, Options, Pipeline, PortConfig, Refused, Role};
+pub(crate) use datapath_bpf::MARK_SHAPED;
+use datapath_bpf::{Change as BpfChange, Lane, LoadError, Mode, Options, Pipeline, PortConfig, Refused, Role};
 use eswitch::card::CardError;
 use eswitch::datapath::{self, Arrival, Change, Datapath, pf_of, vport_of};
 use eswitch::lock_order::CardCall;
@@ -21,10 +26,12 @@ use eswitch::{PfIndex, Vport};
 use flow::{Block, Capabilities, Counter, MeterId, Port, PortKind, Rule, RuleId};
 use lockdep::{Locked, Mutex, lock_classes};
 
-use crate::layout::Slot;
+use crate::layout::{Inside, Slot};
 use crate::refused::refused_io;
 use crate::request::acl;
 use crate::socket::{Socket, within};
+
+use takeover::Found;
 
 lock_classes! {
     /// What the program knows of ports and rules. Requests to the kernel's maps are made while it is held: they wait for
@@ -43,6 +50,20 @@ struct State {
     /// The program, once there has been a rule.
     pipeline: Option<Pipeline>,
     switches: BTreeMap<PfIndex, Switch>,
+    ports: Ports,
+    /// What a dead process has left, while the card is being taken over.
+    found: Option<Found>,
+}
+
+/// What the program is told of ports beside their E-Switch.
+#[derive(Default)]
+struct Ports {
+    /// Those of functions without a link.
+    without_link: BTreeSet<Port>,
+    /// Where what limited functions send waits.
+    lanes: BTreeMap<Port, Lane>,
+    /// The PFs whose lanes lead back to the program.
+    lanes_attached: BTreeSet<PfIndex>,
 }
 
 /// One E-Switch in switchdev mode.
@@ -78,8 +99,69 @@ pub fn cannot_offload() -> Option<String> {
 }
 
 impl Plane {
-    pub(crate) fn new(inside: File) -> Self {
-        Self { inside, state: Mutex::new(State::default()) }
+    /// `netdevs`: the numbers of those that may have the program of a dead process, if the card is taken over.
+    pub(crate) fn new(inside: File, netdevs: Option<&[u32]>) -> Self {
+        let (pipeline, found) = netdevs.map_or((None, None), |netdevs| takeover::find(&inside, netdevs));
+        Self { inside, state: Mutex::new(State { pipeline, found, ..State::default() }) }
+    }
+
+    /// Notes which functions have a link. Frames from and to the others are dropped.
+    pub(crate) fn set_links<L>(&self, cx: &mut Locked<'_, L>, links: &[(Slot, bool)]) {
+        let mut state = self.state.lock_leaf(cx);
+        let mut changed = Vec::new();
+        for (slot, up) in links {
+            let port = datapath::port(slot.pf, slot.vport);
+            let without = &mut state.ports.without_link;
+            if if *up { without.remove(&port) } else { without.insert(port) } {
+                changed.push(port);
+            }
+        }
+        state.tell(&changed);
+    }
+
+    /// Notes which functions of a PF are limited, with the classes in which what they send waits. The PF's lane leads
+    /// there.
+    pub(crate) fn set_lanes<L>(&self, cx: &mut Locked<'_, L>, pf: PfIndex, classes: &BTreeMap<Vport, u32>) {
+        let mut state = self.state.lock_leaf(cx);
+        let ifindex = Inside::Lane(pf).index();
+        let lane = |(vport, class): (&Vport, &u32)| (datapath::port(pf, *vport), Lane { ifindex, class: *class });
+        let new: BTreeMap<Port, Lane> = classes.iter().map(lane).collect();
+        let of_pf = |ports: &Ports| -> BTreeMap<Port, Lane> {
+            ports.lanes.iter().filter(|(port, _)| pf_of(**port) == pf).map(|(port, lane)| (*port, *lane)).collect()
+        };
+        let old = of_pf(&state.ports);
+        let changed = old.keys().chain(new.keys()).filter(|port| old.get(port) != new.get(port));
+        let changed: Vec<Port> = changed.copied().collect::<BTreeSet<Port>>().into_iter().collect();
+        state.ports.lanes.retain(|port, _| pf_of(*port) != pf);
+        state.ports.lanes.extend(new);
+        if let Some(mut pipeline) = state.pipeline.take() {
+            self.attach_lanes(&mut pipeline, &mut state.ports);
+            state.pipeline = Some(pipeline);
+        }
+        state.tell(&changed);
+    }
+
+    /// Has the lanes of PFs lead back to the program. One that cannot is not used: its functions are limited only as far as
+    /// no rule takes their frames.
+    fn attach_lanes(&self, pipeline: &mut Pipeline, ports: &mut Ports) {
+        let pfs: BTreeSet<PfIndex> = ports.lanes.keys().map(|port| pf_of(*port)).collect();
+        for pf in pfs {
+            let attached = self.attach_end(pipeline, Inside::LaneEnd(pf).index(), Role::Lane);
+            if attached.is_ok_and(|there| there) {
+                ports.lanes_attached.insert(pf);
+            }
+        }
+    }
+
+    /// Forgets the lane of a PF, which is about to be deleted.
+    pub(crate) fn forget_lane<L>(&self, cx: &mut Locked<'_, L>, pf: PfIndex) {
+        self.set_lanes(cx, pf, &BTreeMap::new());
+        let mut state = self.state.lock_leaf(cx);
+        state.ports.lanes_attached.remove(&pf);
+        if let Some(pipeline) = &mut state.pipeline {
+            // If the netdev is gone, so is the program.
+            let _ = within(&self.inside, || pipeline.detach(Inside::LaneEnd(pf).index()));
+        }
     }
 
     /// Attaches the program to the ends of ports that have just been made, if these ports have rules.
@@ -89,7 +171,7 @@ impl Plane {
         let with_rules: BTreeSet<Port> = ports.into_iter().filter(|port| state.has_rules(*port)).collect();
         if let Some(pipeline) = state.pipeline.as_mut().filter(|_| !with_rules.is_empty()) {
             // The program was at the end that was here before.
-            with_rules.iter().filter_map(|port| slot_of(*port)).for_each(|slot| drop(pipeline.detach(slot.port())));
+            self.detach_all(pipeline, &with_rules);
             let _ = self.attach_all(pipeline, &with_rules);
         }
     }
@@ -97,31 +179,42 @@ impl Plane {
     /// Attaches the program to the ends of ports. An end that does not exist has no function behind it: the program is
     /// attached when it is made.
     fn attach_all(&self, pipeline: &mut Pipeline, ports: &BTreeSet<Port>) -> io::Result<()> {
-        if ports.is_empty() {
-            return Ok(());
+        for port in ports {
+            let Some(slot) = slot_of(*port) else { continue };
+            let role = match slot.vport {
+                Vport::Uplink => Role::Wire(*port),
+                _ => Role::Port(*port),
+            };
+            self.attach_end(pipeline, slot.port(), role)?;
         }
-        within(&self.inside, || {
-            for port in ports {
-                let Some(slot) = slot_of(*port) else { continue };
-                let role = match slot.vport {
-                    Vport::Uplink => Role::Wire(*port),
-                    _ => Role::Port(*port),
-                };
-                let attached = match pipeline.attach(slot.port(), role) {
-                    Err(error) if error.raw_os_error() == Some(NO_TCX) => {
-                        pipeline.attach_with(slot.port(), role, |program| {
-                            attach_by_filter(&self.inside, slot.port(), program)
-                        })
-                    }
-                    attached => attached,
-                };
-                match attached {
-                    Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
-                    attached => attached?,
-                }
+        Ok(())
+    }
+
+    /// Attaches the program to a netdev of the card's namespace. Returns whether that exists.
+    fn attach_end(&self, pipeline: &mut Pipeline, index: u32, role: Role) -> io::Result<bool> {
+        let attached = within(&self.inside, || match pipeline.attach(index, role) {
+            Err(error) if error.raw_os_error() == Some(NO_TCX) => {
+                pipeline.attach_with(index, role, |program| attach_by_filter(&self.inside, index, program))
             }
-            Ok(())
-        })?
+            attached => attached,
+        })?;
+        match attached {
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(false),
+            attached => attached.map(|()| true),
+        }
+    }
+
+    /// Takes the program away from ports that have no rules.
+    fn detach_all(&self, pipeline: &mut Pipeline, ports: &BTreeSet<Port>) {
+        if ports.is_empty() {
+            return;
+        }
+        let _ = within(&self.inside, || {
+            for slot in ports.iter().filter_map(|port| slot_of(*port)) {
+                // If the end is gone, so is the program.
+                let _ = pipeline.detach(slot.port());
+            }
+        });
     }
 }
 
@@ -142,27 +235,46 @@ impl State {
         switch.is_some_and(|switch| switch.with_rules.contains_key(&port))
     }
 
-    /// The program, which is loaded if it is not, and an E-Switch.
-    fn loaded(&mut self, pf: PfIndex) -> Result<(&mut Pipeline, &mut Switch), CardError> {
-        let pipeline = match self.pipeline.take() {
-            Some(pipeline) => pipeline,
-            None => {
-                let mut pipeline = Pipeline::load(Options::default()).map_err(not_loaded)?;
-                for (port, active) in self.switches.values().flat_map(|s| s.ports.iter().map(|port| (*port, s.active)))
-                {
-                    set_port(&mut pipeline, port, active).map_err(|error| refused_here("adding a port", &error))?;
-                }
-                pipeline
-            }
-        };
-        let pipeline = self.pipeline.insert(pipeline);
-        let closed = || CardError::Unsupported("the E-Switch is not in switchdev mode".to_owned());
-        Ok((pipeline, self.switches.get_mut(&pf).ok_or_else(closed)?))
+    /// Tells the program what there is to know of ports, if it is loaded and has them.
+    fn tell(&mut self, ports: &[Port]) {
+        let Self { pipeline: Some(pipeline), switches, ports: known, found } = self else { return };
+        for port in ports.iter().filter(|port| !found.as_ref().is_some_and(|found| found.has(**port))) {
+            let Some(switch) = switches.get(&pf_of(*port)).filter(|switch| switch.ports.contains(port)) else {
+                continue;
+            };
+            // The map has an entry for the port: the kernel does not refuse to change it.
+            let _ = set_port(pipeline, known, *port, switch.active);
+        }
     }
 }
 
-fn set_port(pipeline: &mut Pipeline, port: Port, active: bool) -> io::Result<()> {
+impl Plane {
+    /// The program, which is loaded if it is not, and an E-Switch.
+    fn loaded<'s>(
+        &self,
+        state: &'s mut State,
+        pf: PfIndex,
+    ) -> Result<(&'s mut Pipeline, &'s mut Switch, &'s mut Option<Found>), CardError> {
+        let State { pipeline, switches, ports, found } = state;
+        if pipeline.is_none() {
+            let mut new = Pipeline::load(Options::default()).map_err(not_loaded)?;
+            self.attach_lanes(&mut new, ports);
+            for (port, active) in switches.values().flat_map(|s| s.ports.iter().map(|port| (*port, s.active))) {
+                set_port(&mut new, ports, port, active).map_err(|error| refused_here("adding a port", &error))?;
+            }
+            *pipeline = Some(new);
+        }
+        let closed = || CardError::Unsupported("the E-Switch is not in switchdev mode".to_owned());
+        match (pipeline, switches.get_mut(&pf)) {
+            (Some(pipeline), Some(switch)) => Ok((pipeline, switch, found)),
+            _ => Err(closed()),
+        }
+    }
+}
+
+fn set_port(pipeline: &mut Pipeline, ports: &Ports, port: Port, active: bool) -> io::Result<()> {
     let Some(slot) = slot_of(port) else { return Ok(()) };
+    let lane = ports.lanes.get(&port).filter(|_| ports.lanes_attached.contains(&slot.pf));
     let config = PortConfig {
         mode: if active { Mode::Switchdev } else { Mode::Inactive },
         block: Block::Port(port),
@@ -170,8 +282,8 @@ fn set_port(pipeline: &mut Pipeline, port: Port, active: bool) -> io::Result<()>
         representor: Some(slot.inner()),
         through_inner: false,
         is_wire: slot.vport == Vport::Uplink,
-        link_up: true,
-        lane: None,
+        link_up: !ports.without_link.contains(&port),
+        lane: lane.copied(),
     };
     pipeline.set_port(port, &config)
 }
@@ -209,15 +321,10 @@ impl Plane {
     /// Lets frames pass the rules of an E-Switch, as they do from the start, or drops every frame at ports that have rules.
     pub(crate) fn set_active<L>(&self, cx: &mut Locked<'_, L>, pf: PfIndex, active: bool) {
         let mut state = self.state.lock_leaf(cx);
-        let State { pipeline, switches } = &mut *state;
-        let Some(switch) = switches.get_mut(&pf) else { return };
+        let Some(switch) = state.switches.get_mut(&pf) else { return };
         switch.active = active;
-        if let Some(pipeline) = pipeline {
-            for port in &switch.ports {
-                // The map has an entry for the port: the kernel does not refuse to change it.
-                let _ = set_port(pipeline, *port, active);
-            }
-        }
+        let ports: Vec<Port> = switch.ports.iter().copied().collect();
+        state.tell(&ports);
     }
 
     /// Carries out changes of one kind.
@@ -237,14 +344,14 @@ impl Plane {
                     _ => None,
                 };
                 let rules: Vec<RuleId> = changes.iter().filter_map(rule).collect();
-                state.remove(pf, &rules)
+                self.remove(state, pf, &rules)
             }
             _ => changes.iter().map(|change| self.change_one(state, pf, change)).collect(),
         }
     }
 
     fn change_one(&self, state: &mut State, pf: PfIndex, change: &Change<'_>) -> Result<Counter, CardError> {
-        let (pipeline, switch) = state.loaded(pf)?;
+        let (pipeline, switch, found) = self.loaded(state, pf)?;
         match change {
             Change::SetActions(id, rule) => {
                 one(pipeline, BpfChange::SetActions { id: *id, rule })?;
@@ -252,6 +359,7 @@ impl Plane {
             }
             Change::SetMeter(id, meter) => {
                 one(pipeline, BpfChange::SetMeter { id: *id, meter: *meter })?;
+                found.iter_mut().for_each(|found| found.claim_meter(*id));
                 switch.meters.insert(*id);
             }
             Change::RemoveMeter(id) => {
@@ -265,16 +373,21 @@ impl Plane {
 
     /// Installs rules, and attaches the program to ports that have their first.
     fn install(&self, state: &mut State, pf: PfIndex, rules: &[(RuleId, &Rule)]) -> Vec<Result<Counter, CardError>> {
-        let (pipeline, switch) = match state.loaded(pf) {
+        let (pipeline, switch, found) = match self.loaded(state, pf) {
             Ok(loaded) => loaded,
             Err(error) => return rules.iter().map(|_| Err(error.clone())).collect(),
         };
-        let adds: Vec<BpfChange<'_>> = rules.iter().map(|(id, rule)| BpfChange::Add { id: *id, rule }).collect();
-        let mut results: Vec<Result<Counter, CardError>> = pipeline
-            .commit(&adds)
-            .into_iter()
-            .map(|added| added.map(|()| Counter::default()).map_err(refused))
-            .collect();
+        // A rule that is there stays as it is: it is changed when the next hops of tunnels are known again.
+        let is_new: Vec<bool> =
+            rules.iter().map(|(id, _)| !found.as_mut().is_some_and(|found| found.claim(*id))).collect();
+        let new = rules.iter().zip(&is_new).filter(|(_, is_new)| **is_new);
+        let adds: Vec<BpfChange<'_>> = new.map(|((id, rule), _)| BpfChange::Add { id: *id, rule }).collect();
+        let mut added = pipeline.commit(&adds).into_iter();
+        let outcome = |is_new: &bool| match is_new {
+            true => added.next().unwrap_or(Ok(())).map(|()| Counter::default()).map_err(refused),
+            false => Ok(Counter::default()),
+        };
+        let mut results: Vec<Result<Counter, CardError>> = is_new.iter().map(outcome).collect();
         let mut failed: BTreeMap<Port, CardError> = BTreeMap::new();
         for ((id, rule), result) in rules.iter().zip(&mut results).filter(|(_, result)| result.is_ok()) {
             let on = on_port(pf, rule);
@@ -321,14 +434,6 @@ impl Switch {
     }
 }
 
-/// Takes the program away from a port that has no rules.
-fn detach(pipeline: &mut Pipeline, port: Port) {
-    if let Some(slot) = slot_of(port) {
-        // If the end is gone, so is the program.
-        let _ = pipeline.detach(slot.port());
-    }
-}
-
 fn one(pipeline: &mut Pipeline, change: BpfChange<'_>) -> Result<(), CardError> {
     pipeline.commit(&[change]).pop().unwrap_or(Ok(())).map_err(refused)
 }
@@ -345,25 +450,25 @@ impl State {
         };
         rules.iter().zip(pipeline.counters(rules)).map(of_rule).collect()
     }
+}
 
+impl Plane {
     /// Removes rules, which cannot be refused. Returns their last counters.
-    fn remove(&mut self, pf: PfIndex, rules: &[RuleId]) -> Vec<Result<Counter, CardError>> {
-        let counters = self.counters(pf, rules);
-        if let (Some(switch), Some(pipeline)) = (self.switches.get_mut(&pf), &mut self.pipeline) {
+    fn remove(&self, state: &mut State, pf: PfIndex, rules: &[RuleId]) -> Vec<Result<Counter, CardError>> {
+        let counters = state.counters(pf, rules);
+        if let (Some(switch), Some(pipeline)) = (state.switches.get_mut(&pf), &mut state.pipeline) {
             pipeline.commit(&rules.iter().map(|id| BpfChange::Remove(*id)).collect::<Vec<_>>());
-            for port in rules.iter().filter_map(|id| switch.forget(*id)).collect::<Vec<_>>() {
-                detach(pipeline, port);
-            }
+            self.detach_all(pipeline, &rules.iter().filter_map(|id| switch.forget(*id)).collect());
         }
         counters.into_iter().map(Ok).collect()
     }
 
-    fn remove_all(&mut self, pf: PfIndex) {
-        let (Some(switch), Some(pipeline)) = (self.switches.get_mut(&pf), &mut self.pipeline) else { return };
+    fn remove_all(&self, state: &mut State, pf: PfIndex) {
+        let (Some(switch), Some(pipeline)) = (state.switches.get_mut(&pf), &mut state.pipeline) else { return };
         let (rules, meters) = (std::mem::take(&mut switch.rules), std::mem::take(&mut switch.meters));
         let gone = rules.keys().map(|id| BpfChange::Remove(*id)).chain(meters.into_iter().map(BpfChange::RemoveMeter));
         pipeline.commit(&gone.collect::<Vec<_>>());
-        std::mem::take(&mut switch.with_rules).into_keys().for_each(|port| detach(pipeline, port));
+        self.detach_all(pipeline, &std::mem::take(&mut switch.with_rules).into_keys().collect());
     }
 }
 
@@ -378,39 +483,34 @@ impl Datapath for Plane {
 
     fn close(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) {
         let mut state = self.state.lock_leaf(cx);
-        state.remove_all(pf);
+        self.remove_all(&mut state, pf);
         state.switches.remove(&pf);
     }
 
     fn attach(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, ports: &[(Port, PortKind)]) {
         let mut state = self.state.lock_leaf(cx);
-        let State { pipeline, switches } = &mut *state;
-        let Some(switch) = switches.get_mut(&pf) else { return };
-        for (port, _) in ports.iter().filter(|(port, _)| pf_of(*port) == pf) {
-            switch.ports.insert(*port);
-            if let Some(pipeline) = pipeline {
-                // Without room for it in the map, frames to the port are dropped.
-                let _ = set_port(pipeline, *port, switch.active);
-            }
-        }
+        let Some(switch) = state.switches.get_mut(&pf) else { return };
+        let own: Vec<Port> = ports.iter().map(|(port, _)| *port).filter(|port| pf_of(*port) == pf).collect();
+        switch.ports.extend(&own);
+        // Without room for one in the map, frames to it are dropped.
+        state.tell(&own);
     }
 
     fn detach(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, ports: &[Port]) {
         let mut state = self.state.lock_leaf(cx);
-        let State { pipeline, switches } = &mut *state;
-        for port in ports.iter().filter(|port| pf_of(**port) == pf) {
-            if let Some(pipeline) = pipeline {
-                detach(pipeline, *port);
-                let _ = pipeline.remove_port(*port);
-            }
-            if let Some(switch) = switches.get_mut(&pf) {
-                switch.ports.remove(port);
-            }
+        let own: BTreeSet<Port> = ports.iter().copied().filter(|port| pf_of(*port) == pf).collect();
+        if let Some(pipeline) = &mut state.pipeline {
+            self.detach_all(pipeline, &own);
+            own.iter().for_each(|port| drop(pipeline.remove_port(*port)));
+        }
+        if let Some(switch) = state.switches.get_mut(&pf) {
+            switch.ports.retain(|port| !own.contains(port));
         }
     }
 
     fn clear(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) {
-        self.state.lock_leaf(cx).remove_all(pf);
+        let mut state = self.state.lock_leaf(cx);
+        self.remove_all(&mut state, pf);
     }
 
     fn commit(
@@ -433,6 +533,10 @@ impl Datapath for Plane {
     fn installed(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> Option<Vec<RuleId>> {
         let state = self.state.lock_leaf(cx);
         state.switches.get(&pf).map(|switch| switch.rules.keys().copied().collect())
+    }
+
+    fn left(&self, cx: &mut Locked<'_, CardCall>) -> Option<BTreeSet<RuleId>> {
+        self.state.lock_leaf(cx).found.as_ref().map_or(Some(BTreeSet::new()), Found::rules)
     }
 
     /// Meters and connections are in the kernel's maps, which frames change meanwhile.

@@ -9,6 +9,15 @@
 //!   switchdev    p0v0 ─ tie ─► r0v0 ─ egress ─► shaper0 ─► r0v0 ─► enp8s0f0npf0vf0
 //! ```
 //!
+//! Where flow rules may take frames before they come to the representor's end, they wait before the rules are asked. The
+//! program of the rules sends them into a pair, whose egress leads to the same shaper, and goes on at the pair's other end:
+//!
+//! ```text
+//!   p0v0 ─ rules ─► lane0 ─ egress ─► shaper0 ─► lane0 ~ lane0end ─ rules ─► where they go
+//! ```
+//!
+//! They have a mark then, with which they pass by the representor's redirect.
+//!
 //! A function that nothing limits has no class, and its frames take the short way. The function cannot take its limit
 //! away, as all of this is inside the card.
 //!
@@ -27,8 +36,9 @@ use netlink::Errno;
 use crate::books::Books;
 use crate::layout::{Inside, Slot};
 use crate::operation::{Operation, Part};
+use crate::plane::MARK_SHAPED;
 use crate::refused::refused;
-use crate::request::rates as request;
+use crate::request::{CARD_MTU, Outer, acl, ingress, ingress_and_egress, pair, rates as request, set_up};
 use crate::socket::{Batch, Failure};
 use crate::sys;
 
@@ -44,6 +54,8 @@ pub(crate) struct Shaper {
     is_made: bool,
     /// A program finds the class of a frame. Otherwise each limited function has a filter of its own.
     has_program: bool,
+    /// The way to it for frames that flow rules may take exists.
+    has_lane: bool,
     minors: Minors,
     /// The classes that exist.
     classes: BTreeMap<u16, Class>,
@@ -97,6 +109,10 @@ impl Books {
         }
         if ends.inner {
             request::shape(batch, slot.inner(), true, shaper);
+            // Without the classifier there are no flow rules either.
+            batch.tag(MAY_FAIL);
+            acl::pass_marked(batch, slot.inner(), MARK_SHAPED);
+            batch.tag(0);
         }
     }
 
@@ -107,6 +123,7 @@ impl Books {
         }
         if ends.inner {
             request::unshape(batch, slot.inner(), true);
+            acl::remove(batch, slot.inner(), acl::Place::Shaped);
         }
     }
 
@@ -185,7 +202,39 @@ impl Operation<'_> {
             (shaper.is_made, shaper.minors, shaper.classes) = (true, Minors::default(), BTreeMap::new());
         }
         self.add_program(pf);
+        self.add_lane(pf);
         Ok(())
+    }
+
+    /// Makes the way to the shaper for frames that flow rules may take. What has been made stays.
+    fn add_lane(&mut self, pf: PfIndex) {
+        if self.books().shapers.get(&pf).is_none_or(|shaper| !shaper.has_program) {
+            // No program can be loaded, so there are no flow rules.
+            return;
+        }
+        let (lane, end) = (Inside::Lane(pf), Inside::LaneEnd(pf));
+        let failures = self.run_built(|_, batch| {
+            let far = Outer {
+                name: &end.name(),
+                mac: None,
+                mtu: CARD_MTU,
+                place: Err(end.index()),
+                before: None,
+                queues: 1,
+                tx_queue_len: None,
+            };
+            pair(batch, lane.index(), &lane.name(), 0, CARD_MTU, &far);
+            ingress_and_egress(batch, lane.index());
+            request::shape(batch, lane.index(), true, Inside::Shaper(pf).index());
+            // A filter of flow rules needs it, where the kernel has no tcx.
+            ingress(batch, end.index());
+            set_up(batch, lane.index(), true);
+            set_up(batch, end.index(), true);
+        });
+        let is_fine = |failure: &Failure| is_redirected(failure) || failure.errno == Errno::EXIST;
+        if let Some(shaper) = self.books().shapers.get_mut(&pf) {
+            shaper.has_lane = failures.iter().all(is_fine);
+        }
     }
 
     /// Has a program find the classes of frames, where this process may load one: it takes the same time for any number of
@@ -237,7 +286,17 @@ impl Operation<'_> {
         if let Some(shaper) = self.books().shapers.get_mut(&pf) {
             (shaper.rates, shaper.minors, shaper.classes) = (rates.clone(), minors, classes);
         }
+        self.use_lane(pf);
         Ok(())
+    }
+
+    /// Has the program of flow rules send what limited functions send into the lane first, if there is one.
+    fn use_lane(&mut self, pf: PfIndex) {
+        let books = self.books();
+        let Some(shaper) = books.shapers.get(&pf).filter(|shaper| shaper.has_lane) else { return };
+        let classes = limited(&shaper.rates).into_iter().map(|vport| (vport, request::handle(minor(vport)))).collect();
+        drop(books);
+        self.set_lanes(pf, &classes);
     }
 
     /// Notes which classes a PF's shaper has in the kernel. `rates`: those that it was given.
@@ -283,10 +342,14 @@ impl Operation<'_> {
         }
     }
 
-    /// Notes that a PF's shaper goes with its other netdevs. Returns its interface number, if it exists.
-    pub(crate) fn forget_shaper(&mut self, pf: PfIndex) -> Option<u32> {
-        let shaper = self.books().shapers.remove(&pf)?;
-        shaper.is_made.then(|| Inside::Shaper(pf).index())
+    /// Notes that a PF's shaper goes with its other netdevs. Returns the interface numbers that are to be deleted.
+    pub(crate) fn forget_shaper(&mut self, pf: PfIndex) -> Vec<u32> {
+        let Some(shaper) = self.books().shapers.remove(&pf) else { return Vec::new() };
+        if shaper.has_lane {
+            self.forget_lane(pf);
+        }
+        let made = [(shaper.is_made, Inside::Shaper(pf)), (shaper.has_lane, Inside::Lane(pf))];
+        made.into_iter().filter(|(is_made, _)| *is_made).map(|(_, inside)| inside.index()).collect()
     }
 
     /// Takes over what limits a PF's functions, and makes it what was set meanwhile. `found`: a dead process has left a
@@ -301,6 +364,7 @@ impl Operation<'_> {
             books.shapers.entry(pf).or_default().is_made = true;
             drop(books);
             self.add_program(pf);
+            self.add_lane(pf);
             self.look_at_classes(pf, &wanted);
             let mut books = self.books();
             let Some(shaper) = books.shapers.get_mut(&pf) else { return };

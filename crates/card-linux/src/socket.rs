@@ -3,6 +3,7 @@
 //! Each request is acknowledged by the kernel or reported as failed, and one that fails does not keep
 //! those after it from being tried.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -26,6 +27,8 @@ pub(crate) struct Batch {
     requests: Vec<(usize, usize)>,
     /// Those that cannot be built.
     unbuilt: Vec<Failure>,
+    /// Requests of which one is enough: this one, or the next.
+    either: BTreeSet<usize>,
     tag: usize,
 }
 
@@ -43,6 +46,30 @@ impl Batch {
             Ok(()) => self.requests.push((at, self.tag)),
             Err(error) => self.unbuilt.push(Failure::unbuilt(self.tag, error)),
         }
+    }
+
+    /// Appends two requests of which one has to succeed. Both are tried.
+    pub(crate) fn push_either(&mut self, first: impl FnOnce(&mut Self), second: impl FnOnce(&mut Self)) {
+        let at = self.requests.len();
+        first(self);
+        second(self);
+        if self.requests.len() == at + 2 {
+            self.either.insert(at);
+        }
+    }
+
+    /// Takes out of failed requests those in whose place another one has succeeded. Each is given with its number. Of two that
+    /// have both failed the one remains that tells more: an alternative that does not fit is EINVAL.
+    fn forgive(&self, mut failed: Vec<(usize, Failure)>) -> Vec<Failure> {
+        let errnos: BTreeMap<usize, Errno> = failed.iter().map(|(number, failure)| (*number, failure.errno)).collect();
+        failed.retain(|(number, failure)| {
+            let is_second = number.checked_sub(1).is_some_and(|first| self.either.contains(&first));
+            if is_second {
+                return errnos.get(&(number - 1)) == Some(&Errno::INVAL);
+            }
+            !self.either.contains(number) || failure.errno != Errno::INVAL && errnos.contains_key(&(number + 1))
+        });
+        failed.into_iter().map(|(_, failure)| failure).collect()
     }
 
     /// Whether there is nothing to send and nothing has failed.
@@ -179,7 +206,7 @@ impl Socket {
         let base = self.next;
         self.next = self.next.wrapping_add(total as u32);
         batch.datagram.number(base);
-        let mut failures = std::mem::take(&mut batch.unbuilt);
+        let mut failures: Vec<(usize, Failure)> = Vec::new();
         for first in (0..total).step_by(WINDOW) {
             let last = (first + WINDOW).min(total);
             let mut open: Vec<bool> = vec![true; last - first];
@@ -187,21 +214,22 @@ impl Socket {
             let outcome = retry(|| sys::send(&self.fd, chunk)).and_then(|_| {
                 self.read_answers(base.wrapping_add(first as u32), &mut open, |n, errno, message| {
                     let tag = batch.requests[first + n].1;
-                    failures.push(Failure { tag, errno, message });
+                    failures.push((first + n, Failure { tag, errno, message }));
                 })
             });
             if let Err(error) = outcome {
                 // It is not known whether these were carried out: the caller undoes them as if they were half done.
                 let errno = errno_of(&error);
                 let unknown = open.iter().enumerate().filter(|(_, open)| **open);
-                failures.extend(unknown.map(|(n, _)| Failure {
-                    tag: batch.requests[first + n].1,
-                    errno,
-                    message: "no answer".to_owned(),
+                failures.extend(unknown.map(|(n, _)| {
+                    let tag = batch.requests[first + n].1;
+                    (first + n, Failure { tag, errno, message: "no answer".to_owned() })
                 }));
             }
         }
-        failures
+        let mut all = std::mem::take(&mut batch.unbuilt);
+        all.extend(batch.forgive(failures));
+        all
     }
 
     /// Runs one request.

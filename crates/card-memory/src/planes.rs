@@ -176,4 +176,9 @@ impl Datapath for Planes {
             |plane: &Plane| plane.tables.rules().map(|(id, _)| id).chain(plane.strays.iter().copied()).collect();
         planes.get(&pf).map(installed)
     }
+
+    /// Nothing is left of a process, and nothing has happened to its rules since: all can be restored.
+    fn left(&self, _: &mut Locked<'_, CardCall>) -> Option<BTreeSet<RuleId>> {
+        None
+    }
 }

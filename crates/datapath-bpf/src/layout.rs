@@ -84,6 +84,9 @@ pub(crate) const CONNECTION_TABLE: usize = 32;
 pub(crate) const MAX_CT_OF_RULE: usize = 4;
 pub(crate) const COUNTER: usize = 24;
 pub(crate) const METER: usize = 64;
+/// The mark of frames in the card's network namespace that have waited in the class of their port
+/// ([`PortConfig::lane`](crate::PortConfig::lane)).
+pub const MARK_SHAPED: u32 = 0xe5e5_0001;
 /// The mark with which the program removes connections that are over (`MARK_SWEEP`).
 pub(crate) const MARK_SWEEP: u32 = 0xe5e5_0002;
 /// The mark with which it removes all connections (`MARK_CLEAR`).

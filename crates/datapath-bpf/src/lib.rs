@@ -29,6 +29,7 @@ mod track;
 mod trial;
 
 pub use compile::Refused;
+pub use layout::MARK_SHAPED;
 pub use maps::LoadError;
 pub use pipeline::{Change, Counter, DropReason, Drops, Lane, Leftover, Mode, Options, Pipeline, PortConfig, Role};
 pub use track::Connection;

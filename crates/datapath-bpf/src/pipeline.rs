@@ -278,7 +278,9 @@ impl Pipeline {
         if self.trials || self.attached.contains(&ifindex) {
             return Ok(());
         }
-        if let Err(error) = sys::attach_tcx(self.loaded.program.as_fd(), ifindex) {
+        if let Err(error) = sys::attach_tcx(self.loaded.program.as_fd(), ifindex)
+            && error.raw_os_error() != Some(libc::EEXIST)
+        {
             self.loaded.maps.netdevs.remove(&ifindex.to_ne_bytes())?;
             return Err(error);
         }
@@ -374,6 +376,11 @@ impl Pipeline {
     /// The names of the rules, in no order.
     pub fn rules(&self) -> impl Iterator<Item = RuleId> {
         self.commits.rules.keys().copied()
+    }
+
+    /// The names of the meters, in no order.
+    pub fn meters(&self) -> impl Iterator<Item = MeterId> {
+        self.commits.meter_numbers.keys().copied()
     }
 
     /// Carries changes out, in their order. The result of each stands at its place; what is refused has changed nothing.
@@ -532,41 +539,46 @@ impl Pipeline {
 pub struct Leftover {
     /// The number of the netdev.
     pub ifindex: u32,
+    /// The kernel's identifier of the program.
+    pub id: u32,
     /// The program.
     pub program: OwnedFd,
+    /// Whether it is attached by tcx, and not by a filter.
+    pub by_tcx: bool,
 }
 
 impl Leftover {
-    /// Those at a netdev of the calling thread's network namespace.
+    /// Those that are attached to what a netdev of the calling thread's network namespace receives, by tcx.
     ///
     /// # Errors
     /// The kernel's: `EINVAL` before Linux 6.6, which has no tcx.
     pub fn at(ifindex: u32) -> io::Result<Vec<Leftover>> {
-        let mut found = Vec::new();
-        for id in sys::attached_tcx(ifindex)? {
-            found.extend(Leftover::of(ifindex, id)?);
-        }
-        Ok(found)
+        let found = sys::attached_tcx(ifindex)?.into_iter().map(|id| Leftover::of(ifindex, id, true));
+        found.filter_map(Result::transpose).collect()
     }
 
-    /// The program with an identifier, if it is that of a pipeline.
+    /// The program of a filter, by its identifier, if it is that of a pipeline.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn of(ifindex: u32, id: u32) -> io::Result<Option<Leftover>> {
+    pub fn of_filter(ifindex: u32, id: u32) -> io::Result<Option<Leftover>> {
+        Leftover::of(ifindex, id, false)
+    }
+
+    fn of(ifindex: u32, id: u32, by_tcx: bool) -> io::Result<Option<Leftover>> {
         let program = match sys::program_by_id(id) {
             // It has just gone.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
             program => program?,
         };
-        Ok(maps::is_program(program.as_fd())?.then_some(Leftover { ifindex, program }))
+        Ok(maps::is_program(program.as_fd())?.then_some(Leftover { ifindex, id, program, by_tcx }))
     }
 
-    /// Takes it away from its netdev, by tcx.
+    /// Takes it away from its netdev, if it is attached by tcx.
     ///
     /// # Errors
     /// The kernel's.
     pub fn detach(self) -> io::Result<()> {
-        sys::detach_tcx(self.program.as_fd(), self.ifindex)
+        if self.by_tcx { sys::detach_tcx(self.program.as_fd(), self.ifindex) } else { Ok(()) }
     }
 }

@@ -80,6 +80,12 @@ impl Served {
         self.shared.restore_rdma(cx, kept.rdma);
     }
 
+    /// Takes over the filters of the card's netdevs that an earlier server had, once the flow rules are there that carry
+    /// them out.
+    pub fn restore_filters(&self, cx: Cx<'_, '_>, filters: Vec<tc::Stored>) {
+        self.tc.restore(cx, self.card.engine(), filters);
+    }
+
     /// The view of the card as it is now.
     pub fn view(&self, cx: Cx<'_, '_>) -> Arc<view::Card> {
         let view = self.last.get(cx, self.card.engine(), self.appearance());
@@ -152,6 +158,14 @@ pub trait Host: Send + Sync {
         command: &CarriedOut<'_>,
         outcome: Result<(), &Refusal>,
     ) -> Result<(), Refusal>;
+
+    /// Is called with each change to the filters of the card's netdevs, in their order, to be stored.
+    ///
+    /// It is called under their lock, so it must not wait or take locks: it queues what it is given.
+    fn filter_changed(&self, record: tc::Record);
+
+    /// Is called before a request that may have changed filters is answered: what was queued is to be stored now.
+    fn filters_answered(&self, cx: Cx<'_, '_>);
 
     /// The status of the card and of this program, as JSON.
     fn status(&self, cx: Cx<'_, '_>) -> String;

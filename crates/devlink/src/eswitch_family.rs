@@ -20,6 +20,7 @@ use crate::rdma_core::RdmaChange;
 use crate::refusal::{Refusal, errno_of};
 use crate::reply::ReplyWriter;
 use crate::request::{Attributes, split};
+use crate::tc_filters::At;
 use crate::view::DeviceName;
 
 /// The family's name.
@@ -239,7 +240,8 @@ impl<'a> Request<'a> {
                 Ok(())
             }
             Self::Tc(request) => {
-                let answer = served.tc.answer(cx, served.card.engine(), (**request).clone());
+                let at = At { engine: served.card.engine(), host: served.host.as_deref() };
+                let answer = served.tc.answer(cx, at, (**request).clone());
                 add_pieces(TC, &json(&answer)?, reply);
                 Ok(())
             }

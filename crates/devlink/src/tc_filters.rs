@@ -3,6 +3,7 @@
 //! [`tc::Tables`] is what the kernel would keep. Its lock is held for each step alone: a filter gets its place, the card is
 //! asked, and what came of it is noted. So two programs that change filters wait for each other only as the card's rules do.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -11,8 +12,11 @@ use eswitch::{Engine, FlowChange, FlowDone, FlowError, Vport};
 use flow::{Counter, MeterId, Port, RuleId};
 use lockdep::{Locked, Mutex, Unlocked, lock_classes};
 use netlink::Errno;
-use tc::{Answer, Entry, Netdev, Outcome, Place, Refusal, Removed, Request, Reserved, Shown, Spec, Verb};
+use tc::{
+    Answer, Entry, Netdev, Outcome, Place, Refusal, Removed, Request, Reserved, Shown, Spec, Stored, Tables, Verb,
+};
 
+use crate::card::Host;
 use crate::refusal::errno_of;
 
 lock_classes! {
@@ -31,21 +35,57 @@ impl Default for TcFilters {
 
 type Cx<'a, 'b> = &'a mut Locked<'b, Unlocked>;
 
+/// Where requests are carried out.
+#[derive(Clone, Copy)]
+pub(crate) struct At<'a> {
+    pub(crate) engine: &'a Engine,
+    /// Who stores the filters, if anybody does.
+    pub(crate) host: Option<&'a dyn Host>,
+}
+
 impl TcFilters {
+    /// Takes filters in that were stored.
+    pub(crate) fn restore(&self, cx: Cx<'_, '_>, engine: &Engine, filters: Vec<Stored>) {
+        let ports: BTreeSet<Port> = filters.iter().map(|filter| filter.place.netdev.port).collect();
+        let numbers: BTreeMap<Port, u64> =
+            ports.into_iter().filter_map(|port| Some((port, engine.flow_port(cx, port)?))).collect();
+        self.0.lock_leaf(cx).restore(filters, |port| numbers.get(&port).copied(), now_ms(engine));
+    }
+
+    /// Changes the tables. Whoever stores the filters is told of it in the order of the changes.
+    fn change<R>(&self, cx: Cx<'_, '_>, host: Option<&dyn Host>, change: impl FnOnce(&mut Tables) -> R) -> R {
+        let mut tables = self.0.lock_leaf(cx);
+        let Some(host) = host else { return change(&mut tables) };
+        tables.record();
+        let changed = change(&mut tables);
+        tables.take_records().into_iter().for_each(|record| host.filter_changed(record));
+        changed
+    }
+
     /// Carries a request out. The number of its netdev is not looked at: the card knows which one the port has.
-    pub(crate) fn answer(&self, cx: Cx<'_, '_>, engine: &Engine, request: Request) -> Answer {
+    pub(crate) fn answer(&self, cx: Cx<'_, '_>, at: At<'_>, request: Request) -> Answer {
+        let changes = !matches!(request.verb, Verb::Get { .. } | Verb::List);
+        let answer = self.carry_out(cx, at, request);
+        if let Some(host) = at.host.filter(|_| changes) {
+            host.filters_answered(cx);
+        }
+        answer
+    }
+
+    fn carry_out(&self, cx: Cx<'_, '_>, at: At<'_>, request: Request) -> Answer {
+        let At { engine, host } = at;
         let of = request.place.netdev.port;
         // In legacy mode there is no representor, and the uplink's filters are not the card's.
         let number = engine.flow_port(cx, of).unwrap_or(0);
         let netdev = Netdev { number, ..request.place.netdev };
         let place = Place { netdev, ..request.place };
-        self.0.lock_leaf(cx).meet(netdev);
+        self.change(cx, host, |tables| tables.meet(netdev));
         let done = match request.verb {
             Verb::Add { spec, create, exclusive, software } => {
-                self.add(cx, engine, place, spec, (create, exclusive), software)
+                self.add(cx, at, place, spec, (create, exclusive), software)
             }
             Verb::Delete { kind } => {
-                let gone = self.0.lock_leaf(cx).remove(&place, kind.as_deref());
+                let gone = self.change(cx, host, |tables| tables.remove(&place, kind.as_deref()));
                 gone.map(|(entries, removed)| Answer::Gone(self.gone(cx, engine, of, entries, removed)))
             }
             Verb::Get { kind } => {
@@ -57,7 +97,7 @@ impl TcFilters {
                 Ok(Answer::Filters(counted(cx, engine, entries)))
             }
             Verb::Forget => {
-                let removed = self.0.lock_leaf(cx).forget(netdev, place.side);
+                let removed = self.change(cx, host, |tables| tables.forget(netdev, place.side));
                 Ok(Answer::Gone(self.gone(cx, engine, of, Vec::new(), removed)))
             }
         };
@@ -67,7 +107,7 @@ impl TcFilters {
     fn add(
         &self,
         cx: Cx<'_, '_>,
-        engine: &Engine,
+        At { engine, host }: At<'_>,
         place: Place,
         spec: Spec,
         flags: (bool, bool),
@@ -76,13 +116,13 @@ impl TcFilters {
         let of = place.netdev.port;
         let uplink = port(pf_of(of), Vport::Uplink);
         let now = now_ms(engine);
-        let reserved = self.0.lock_leaf(cx).reserve(place, spec, flags, uplink, now)?;
+        let reserved = self.change(cx, host, |tables| tables.reserve(place, spec, flags, uplink, now))?;
         let (outcome, refusal) = match offload(cx, engine, of, &reserved) {
             Ok(outcome) => (outcome, None),
             Err(_) if software => (Outcome::NotInHw, None),
             Err(refusal) => (Outcome::Refused, Some(refusal)),
         };
-        let (entry, removed) = self.0.lock_leaf(cx).settle(reserved, outcome, now);
+        let (entry, removed) = self.change(cx, host, |tables| tables.settle(reserved, outcome, now));
         self.gone(cx, engine, of, Vec::new(), removed.into_iter().collect());
         match (refusal, entry) {
             (Some(refusal), _) => Err(refusal),

@@ -342,6 +342,10 @@ impl Host for Panics {
         Ok(())
     }
 
+    fn filter_changed(&self, _: tc::Record) {}
+
+    fn filters_answered(&self, _: Cx<'_, '_>) {}
+
     fn status(&self, _: Cx<'_, '_>) -> String {
         panic!("this is part of a test")
     }

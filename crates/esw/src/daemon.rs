@@ -5,6 +5,7 @@ mod connection;
 mod descriptors;
 mod detach;
 mod ending;
+mod flow_log;
 pub mod folders;
 mod host;
 mod journal;
@@ -21,12 +22,12 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ::host::{LiveCard, Pulse};
+use ::host::{Heeds, LiveCard, Pulse};
 use anyhow::{Context, Result, bail};
 use card_linux::{Hold, Place};
 use control::{CommandTarget, Follower};
 use devlink::{Access, ControlSocket, Cx, Kept as ServerState, KernelNetdevs, Served, Server};
-use eswitch::Touched;
+use eswitch::{FlowRecord, StoredFlows, Touched};
 use lockdep::{Domain, Locked, Unlocked};
 use rustix::process::getegid;
 
@@ -40,6 +41,7 @@ use crate::output::line;
 use config::{CardEntry, Config};
 use descriptors::{clients_of_each, descriptors, ensure_descriptors_for_clients};
 use ending::Ending;
+use flow_log::FlowLog;
 use host::CardHost;
 use journal::{InUse, Journal, Part, Stored};
 use keeper::{KeeperGuard, Kept};
@@ -53,6 +55,8 @@ pub use ending::How;
 pub use keeper::keeper;
 pub use status::{CardStatus, PfStatus};
 
+/// How long a start waits for the next hops to ends of tunnels.
+const NEXT_HOPS: Duration = Duration::from_secs(5);
 /// How long a process that was killed may take to close its files.
 const DYING: Duration = Duration::from_secs(2);
 /// Runs the command; its exit status.
@@ -91,7 +95,8 @@ pub fn daemon(arguments: &Up) -> Result<u8> {
         if let Some(stored) = &stored {
             journal::ensure_fits(&stored.config, &card.card).with_context(|| format!("cards.{}", card.name))?;
         }
-        doors.push(Door { socket, journal: Arc::new(journal), stored });
+        let flows = FlowLog::open(&config.state_dir, &card.name)?;
+        doors.push(Door { socket, journal: Arc::new(journal), flows, stored });
     }
     let own_group = getegid().as_raw();
     let (place, keeper) = prepare(&config, &doors)?;
@@ -161,6 +166,8 @@ struct Daemon {
 struct Door {
     // Dropped first: a daemon that gets the socket must get the state, too.
     journal: Arc<Journal>,
+    /// Its flow rules and filters, with those that were stored.
+    flows: (FlowLog, StoredFlows, Vec<tc::Stored>),
     /// What was stored when the state was opened.
     stored: Option<Stored>,
     socket: ControlSocket,
@@ -212,7 +219,7 @@ impl Daemon {
 
     fn bring_up(&self, cx: &mut Locked<'_, Unlocked>, card: &CardEntry, door: Door) -> Result<Running> {
         let since = Instant::now();
-        let Door { mut socket, journal, stored } = door;
+        let Door { mut socket, journal, flows, stored } = door;
         let listener: OwnedFd = socket.take_listener().context("the socket is served already")?;
         // Netdevs without a stored state belong to no daemon.
         let leftovers = if stored.is_some() { Leftovers::TakenOver } else { Leftovers::Removed };
@@ -223,8 +230,14 @@ impl Daemon {
             Ok(live) => Arc::new(live),
             Err(error) => bail!("{}: the card did not come up: {error}", card.name),
         };
-        let started = Started { name: card.name.clone(), journal, live, hold, restored };
-        match self.serve(cx, card, &started, kept.unwrap_or_default(), listener, since) {
+        let (flows, stored_flows, filters) = flows;
+        let started = Started { name: card.name.clone(), journal, flows: Arc::new(flows), live, hold, restored };
+        if !restored {
+            started.flows.forget(cx);
+        }
+        restore_flows(cx, &started, if restored { stored_flows } else { StoredFlows::default() });
+        let kept = (kept.unwrap_or_default(), if restored { filters } else { Vec::new() });
+        match self.serve(cx, card, &started, kept, listener, since) {
             Ok((server, log)) => Ok(Running { card: started, server, log, socket }),
             Err(error) => {
                 started.give_up(cx);
@@ -239,11 +252,11 @@ impl Daemon {
         cx: &mut Locked<'_, Unlocked>,
         card: &CardEntry,
         started: &Started,
-        kept: ServerState,
+        (kept, filters): (ServerState, Vec<tc::Stored>),
         listener: OwnedFd,
         since: Instant,
     ) -> Result<(Server, Follower)> {
-        let Started { journal, live, hold, restored, .. } = started;
+        let Started { journal, flows, live, hold, restored, .. } = started;
         if let Some(hold) = hold {
             hold.taken_over(cx);
         }
@@ -266,6 +279,7 @@ impl Daemon {
             socket: card.socket.clone(),
             since,
             journal: Arc::clone(journal),
+            flows: Arc::clone(flows),
             live: Arc::downgrade(live),
             ending: Arc::clone(&self.ending),
         };
@@ -275,6 +289,7 @@ impl Daemon {
             ..Served::new(Arc::clone(live) as Arc<dyn CommandTarget>, Arc::clone(&self.domain), card.profile.clone())
         });
         served.restore(cx, kept);
+        served.restore_filters(cx, filters);
         let access = Access { group: self.group_of(card), clients: self.clients };
         Ok((Server::start(cx, served, listener, access)?, log))
     }
@@ -291,6 +306,24 @@ impl Daemon {
         }
         (group == own).then_some(ROOT)
     }
+}
+
+/// Restores the flow rules of a card that has come up as it was, and has what changes of them stored from now on.
+fn restore_flows(cx: &mut Locked<'_, Unlocked>, started: &Started, stored: StoredFlows) {
+    let Started { name, flows, live, .. } = started;
+    let engine = live.engine();
+    let queue = Arc::clone(flows);
+    engine.on_flow_record(cx, Arc::new(move |record| queue.note_flow(record)));
+    let rules = stored.rules.len();
+    let mut gone = engine.restore_flows(cx, stored);
+    if rules > 0 {
+        // The next hops to ends of tunnels are known then. If not, frames take the slow path.
+        let _ = live.follow_kernel(cx, Heeds::Stop, NEXT_HOPS);
+        gone.extend(engine.confirm_flows(cx));
+        tracing::info!(card = name, restored = rules - gone.len(), gone = gone.len(), "flow rules");
+    }
+    gone.into_iter().for_each(|id| flows.note_flow(FlowRecord::Gone(id)));
+    flows.flush(cx);
 }
 
 /// The netdevs of a card of netdevs.

@@ -24,6 +24,10 @@ lock_classes! {
     /// is stored is collected before it is taken. It is held while the files are written and flushed, so that of two
     /// commands the later one waits until the earlier one is on the disk.
     pub leaf JournalClass = "journal";
+
+    /// The file with the flow rules of a card, and what is to be appended to it. It is held while that is written, so that
+    /// what is answered stands in the file.
+    pub leaf FlowLogClass = "flow log";
 }
 
 /// The domain of a command's threads: with the lock checker if `--lockdep` asks for it, or in a debug build.

@@ -7,6 +7,7 @@
 //! The engine decides which rules exist at which time, and calls a data plane under the lock of its rules
 //! ([`Flows`](crate::lock_order::Flows)). A data plane refuses what it cannot do, rule by rule.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use flow::{Capabilities, Counter, Meter, MeterId, Port, PortKind, Rule, RuleId, State};
@@ -42,7 +43,8 @@ pub fn port_kind(vport: Vport) -> PortKind {
 /// A change to the rules of an E-Switch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change<'a> {
-    /// Installs a rule behind those that are there. Its counter is zero.
+    /// Installs a rule behind those that are there. Its counter is zero, unless an earlier process has
+    /// [left](Datapath::left) it: then it may keep the actions and the counter that it has.
     Install(RuleId, &'a Rule),
     /// Gives a rule other actions. Its place and its counter stay. A frame meets either the old or the new ones.
     SetActions(RuleId, &'a Rule),
@@ -101,6 +103,10 @@ pub trait Datapath: Send + Sync {
 
     /// The rules that are installed, in order, for an E-Switch that is open. `None`: it is not.
     fn installed(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> Option<Vec<RuleId>>;
+
+    /// The rules that an earlier process has left, of those that have not been installed again: only these can be
+    /// [restored](crate::Engine::restore_flows). `None`: any can.
+    fn left(&self, cx: &mut Locked<'_, CardCall>) -> Option<BTreeSet<RuleId>>;
 
     /// A copy of what frames have changed in an E-Switch: counters, meters, connections. `None`: it is not open, or its
     /// state cannot be copied.

@@ -12,6 +12,7 @@
 //! Ports come and go where resources are made and unmade, which is in one place
 //! ([`Shared::make`](crate::shared::Shared::make)). So no path that loads or unloads a representor can forget them.
 
+mod restored;
 mod stated;
 mod traced;
 
@@ -32,8 +33,10 @@ use crate::error::{Errno, Error};
 use crate::ids::{MacAddr, PciAddress, PfIndex, PfSet, RepType, Vport};
 use crate::lock_order::{CardCall, Flows as FlowsClass, ResourceCall};
 
+use restored::Records;
 use stated::Seen;
 
+pub use restored::{FlowRecord, OnFlowRecord, StoredFlows};
 pub use traced::{TraceError, Traced};
 
 /// How many changes are made at most before the lock is released for others.
@@ -172,6 +175,7 @@ struct State {
     neighbours: BTreeMap<(PfIndex, IpAddr), Neighbour>,
     last_rule: u64,
     loadings: Loading,
+    records: Records,
 }
 
 /// Tells the times apart at which a port's representor was loaded: it grows with each. It decides nothing here, so two states
@@ -300,12 +304,14 @@ impl State {
 
     fn close(&mut self, cx: CardCx<'_, '_>, datapath: &dyn Datapath, pf: PfIndex) {
         self.switches.remove(&pf);
+        self.records.note(|| FlowRecord::Cleared(pf));
         datapath.close(cx, pf);
     }
 
     fn clear(&mut self, cx: CardCx<'_, '_>, datapath: &dyn Datapath, pf: PfIndex) {
         let Some(switch) = self.switches.get_mut(&pf) else { return };
         switch.tables.clear();
+        self.records.note(|| FlowRecord::Cleared(pf));
         datapath.clear(cx, pf);
     }
 
@@ -328,10 +334,10 @@ impl State {
             for vport in vports {
                 switch.ports.remove(vport);
             }
-            switch.detach(cx, datapath, pf, pf, vports.iter().copied());
+            switch.detach(cx, datapath, &self.records, (pf, pf), vports.iter().copied());
         }
         for (peer, switch) in self.switches.iter_mut().filter(|(_, switch)| switch.peers.contains(pf)) {
-            switch.detach(cx, datapath, *peer, pf, vports.iter().copied().filter(is_for_peers));
+            switch.detach(cx, datapath, &self.records, (*peer, pf), vports.iter().copied().filter(is_for_peers));
         }
     }
 
@@ -349,7 +355,7 @@ impl State {
         let Some(switch) = self.switches.get_mut(&pf) else { return };
         switch.peers.remove(peer);
         let ports: BTreeSet<Port> = switch.tables.ports().filter(|port| pf_of(*port) == peer).collect();
-        switch.detach_ports(cx, datapath, pf, &ports);
+        switch.detach_ports(cx, datapath, &self.records, pf, &ports);
     }
 
     /// The PF in whose E-Switch a rule is.
@@ -417,6 +423,7 @@ impl State {
         let tables = &mut self.switch(pf)?.tables;
         let gone: Vec<RuleId> = tables.rules().filter(|(_, rule)| which(rule)).map(|(id, _)| id).collect();
         gone.iter().for_each(|id| drop(tables.remove(*id)));
+        gone.iter().for_each(|id| self.records.note(|| FlowRecord::Gone(*id)));
         // Removing cannot be refused.
         let _ = datapath.commit(cx, pf, &gone.iter().copied().map(Change::Remove).collect::<Vec<_>>());
         Ok(FlowDone::Flushed(gone.len()))
@@ -473,6 +480,9 @@ impl State {
             row.staged.iter().filter_map(|(_, staged)| staged.change(&switch.tables)).collect();
         let outcomes = datapath.commit(cx, pf, &changes);
         for ((at, staged), outcome) in row.staged.into_iter().zip(outcomes).rev() {
+            if outcome.is_ok() {
+                staged.record(pf, &switch.tables, &self.records);
+            }
             results[at] = Some(match outcome {
                 Ok(counter) => {
                     let fresh = || counter == Counter::default() || !matches!(staged, Staged::Added(_));
@@ -567,15 +577,23 @@ impl Switch {
         &mut self,
         cx: CardCx<'_, '_>,
         datapath: &dyn Datapath,
-        own: PfIndex,
-        pf: PfIndex,
+        records: &Records,
+        (own, pf): (PfIndex, PfIndex),
         vports: impl Iterator<Item = Vport>,
     ) {
-        self.detach_ports(cx, datapath, own, &vports.map(|vport| port(pf, vport)).collect());
+        self.detach_ports(cx, datapath, records, own, &vports.map(|vport| port(pf, vport)).collect());
     }
 
-    fn detach_ports(&mut self, cx: CardCx<'_, '_>, datapath: &dyn Datapath, own: PfIndex, ports: &BTreeSet<Port>) {
+    fn detach_ports(
+        &mut self,
+        cx: CardCx<'_, '_>,
+        datapath: &dyn Datapath,
+        records: &Records,
+        own: PfIndex,
+        ports: &BTreeSet<Port>,
+    ) {
         let gone = self.tables.remove_ports(ports);
+        gone.iter().for_each(|id| records.note(|| FlowRecord::Gone(*id)));
         if !gone.is_empty() {
             // Removing cannot be refused.
             let _ = datapath.commit(cx, own, &gone.into_iter().map(Change::Remove).collect::<Vec<_>>());
@@ -634,6 +652,24 @@ impl Staged {
             Self::Removed(id) => Change::Remove(*id),
             Self::MeterRemoved(id) => Change::RemoveMeter(*id),
         })
+    }
+
+    /// Notes that the data plane has carried it out.
+    fn record(&self, pf: PfIndex, tables: &Tables, records: &Records) {
+        match self {
+            Self::Added(id) | Self::Changed(id, _) => {
+                if let Some(rule) = tables.rule(*id) {
+                    records.note(|| FlowRecord::Rule(pf, *id, Box::new(rule.clone())));
+                }
+            }
+            Self::Removed(id) => records.note(|| FlowRecord::Gone(*id)),
+            Self::MeterSet(id, _) => {
+                if let Some(meter) = tables.meter(*id) {
+                    records.note(|| FlowRecord::Meter(pf, *id, meter));
+                }
+            }
+            Self::MeterRemoved(id) => records.note(|| FlowRecord::MeterGone(pf, *id)),
+        }
     }
 
     /// Takes the change back in the tables.

@@ -46,7 +46,9 @@ pub use device::{PciState, Pf};
 pub use engine::{Engine, FunctionChange, PfFunction};
 pub use error::{Errno, Error, Result};
 pub use event::{Event, Subscription};
-pub use flows::{FlowChange, FlowDone, FlowError, OnTunnelEnds, TraceError, Traced};
+pub use flows::{
+    FlowChange, FlowDone, FlowError, FlowRecord, OnFlowRecord, OnTunnelEnds, StoredFlows, TraceError, Traced,
+};
 pub use ids::{
     MAX_SFS, MacAddr, Mode, ParseError, PciAddress, PfIndex, PfSet, PortHandle, PortIndex, RepType, SF_VPORT_BASE,
     SfNum, Vport,

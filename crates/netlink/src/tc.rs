@@ -5,6 +5,7 @@
 pub const RTM_NEWQDISC: u16 = 36;
 pub const RTM_NEWTFILTER: u16 = 44;
 pub const RTM_DELTFILTER: u16 = 45;
+pub const RTM_GETTFILTER: u16 = 46;
 
 /// Bytes of `struct tcmsg`.
 pub const TCMSG: usize = 20;
@@ -62,10 +63,13 @@ pub const TC_LINKLAYER_ETHERNET: u8 = 1;
 pub const TCA_BPF_OPS_LEN: u16 = 4;
 pub const TCA_BPF_OPS: u16 = 5;
 pub const TCA_BPF_FLAGS: u16 = 8;
+/// The kernel's identifier of the program, if that is an eBPF program.
+pub const TCA_BPF_ID: u16 = 11;
 /// In [`TCA_BPF_FLAGS`]: what the program returns is a verdict.
 pub const TCA_BPF_FLAG_ACT_DIRECT: u32 = 1;
-/// Verdicts of a `bpf` filter: the next filter decides; the frame is dropped and counted.
+/// Verdicts of a `bpf` filter: the next filter decides; the frame goes on; it is dropped and counted.
 pub const TC_ACT_UNSPEC: u32 = u32::MAX;
+pub const TC_ACT_OK: u32 = 0;
 pub const TC_ACT_SHOT: u32 = 2;
 
 pub const RTM_GETQDISC: u16 = 38;

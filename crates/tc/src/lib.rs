@@ -15,6 +15,7 @@ mod offload;
 mod refusal;
 mod request;
 mod shown;
+mod stored;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -26,4 +27,5 @@ pub use offload::Offload;
 pub use refusal::Refusal;
 pub use request::{Classifier, Netdev, Place, Request, Side, Spec, Verb, side_of};
 pub use shown::{Address, Answer, Rank, Shown, ShownFilter, rank};
+pub use stored::{Record, Stored, StoredFilters};
 pub use tables::{Entry, EntryFilter, NO_CHAIN, Outcome, Removed, Reserved, Tables};

@@ -15,6 +15,7 @@ use crate::offload::Offload;
 use crate::refusal::Refusal;
 use crate::request::{Classifier, Netdev, Place, Side, Spec};
 use crate::shown::{Shown, ShownFilter};
+use crate::stored::{Record, Stored};
 
 /// The first priority that the kernel chooses itself (`tcf_auto_prio`).
 const FIRST_AUTOMATIC: u16 = 0xc000;
@@ -26,17 +27,19 @@ const AUTOMATIC: u16 = 0x8000;
 pub struct Tables {
     /// By the port, and for a tunnel device by its interface index.
     netdevs: BTreeMap<Name, Filters>,
-    actions: BTreeMap<(Kind, u32), Kept>,
+    pub(crate) actions: BTreeMap<(Kind, u32), Kept>,
     /// For each kind, an index below which none is free.
     first_index: BTreeMap<Kind, u32>,
     /// How many filters have been made.
-    made: u64,
+    pub(crate) made: u64,
+    /// What has changed, if that is asked for.
+    pub(crate) records: Option<Vec<Record>>,
 }
 
 /// A port, or a tunnel device over it.
-type Name = (Port, Option<u32>);
+pub(crate) type Name = (Port, Option<u32>);
 
-fn name(netdev: &Netdev) -> Name {
+pub(crate) fn name(netdev: &Netdev) -> Name {
     (netdev.port, netdev.tunnel.map(|(_, index)| index))
 }
 
@@ -49,36 +52,42 @@ struct Filters {
 /// A chain: its priorities. It is there as long as it has some.
 type Chain = BTreeMap<u16, Priority>;
 
-struct Priority {
+pub(crate) struct Priority {
     protocol: u16,
     kind: &'static str,
-    filters: BTreeMap<u32, Filter>,
+    pub(crate) filters: BTreeMap<u32, Filter>,
     /// The filter that matches something.
-    by_match: HashMap<Classifier, u32>,
+    pub(crate) by_match: HashMap<Classifier, u32>,
     /// A handle below which none is free.
     first_handle: u32,
 }
 
+impl Priority {
+    pub(crate) fn new(protocol: u16, kind: &'static str) -> Self {
+        Self { protocol, kind, filters: BTreeMap::new(), by_match: HashMap::new(), first_handle: 1 }
+    }
+}
+
 #[derive(Clone)]
-struct Filter {
-    spec: Spec,
+pub(crate) struct Filter {
+    pub(crate) spec: Spec,
     /// The rule that carries it out.
-    rule: Option<RuleId>,
+    pub(crate) rule: Option<RuleId>,
     /// Its number among all that have been made. Another filter that gets the same place has another one; a new version has the
     /// same.
-    number: u64,
+    pub(crate) number: u64,
     /// When it was made, in milliseconds.
-    made_ms: u64,
+    pub(crate) made_ms: u64,
     /// What its rule had counted before its actions were changed.
-    before: Counter,
+    pub(crate) before: Counter,
     /// The card has not answered yet.
-    reserved: bool,
+    pub(crate) reserved: bool,
 }
 
 /// An action that has an index.
-struct Kept {
-    action: Action,
-    bound: u32,
+pub(crate) struct Kept {
+    pub(crate) action: Action,
+    pub(crate) bound: u32,
 }
 
 /// A filter that has its place, and about which the card is to be asked.
@@ -159,7 +168,7 @@ impl Tables {
     }
 
     /// The same, which are made if there are none.
-    fn chains_or_new(&mut self, netdev: Netdev, side: Side) -> &mut BTreeMap<u32, Chain> {
+    pub(crate) fn chains_or_new(&mut self, netdev: Netdev, side: Side) -> &mut BTreeMap<u32, Chain> {
         let new = || Filters { number: netdev.number, sides: BTreeMap::new() };
         self.netdevs.entry(name(&netdev)).or_insert_with(new).sides.entry(side).or_default()
     }
@@ -168,6 +177,7 @@ impl Tables {
     pub fn meet(&mut self, netdev: Netdev) {
         let is_other = self.netdevs.get(&name(&netdev)).is_some_and(|filters| filters.number != netdev.number);
         if is_other && let Some(filters) = self.netdevs.remove(&name(&netdev)) {
+            self.note(|| Record::Forgotten(netdev.port, netdev.tunnel.map(|(_, index)| index)));
             let chains = filters.sides.into_values().flat_map(BTreeMap::into_values);
             let priorities = chains.flat_map(Chain::into_values);
             for filter in priorities.flat_map(|priority| priority.filters.into_values()) {
@@ -258,13 +268,8 @@ impl Tables {
                 reserved: true,
             };
             let chains = self.chains_or_new(place.netdev, place.side);
-            let priority = chains.entry(chain).or_default().entry(place.priority).or_insert_with(|| Priority {
-                protocol: place.protocol,
-                kind,
-                filters: BTreeMap::new(),
-                by_match: HashMap::new(),
-                first_handle: 1,
-            });
+            let new = || Priority::new(place.protocol, kind);
+            let priority = chains.entry(chain).or_default().entry(place.priority).or_insert_with(new);
             if place.handle == priority.first_handle {
                 priority.first_handle = place.handle.saturating_add(1);
             }
@@ -316,7 +321,19 @@ impl Tables {
             let meters = self.unbind(&old.spec.actions);
             Removed { rule: old.rule.filter(|old| Some(*old) != rule), meters }
         });
-        (self.entry(&place), gone)
+        let entry = self.entry(&place);
+        if let Some(Entry { place, filter: Some(filter), .. }) = &entry {
+            let EntryFilter { spec, rule, before, made_ms, .. } = filter;
+            let (place, rule, made_ms, before) = (*place, *rule, *made_ms, *before);
+            self.note(|| Record::There(Box::new(Stored { place, spec: spec.clone(), rule, made_ms, before })));
+        }
+        (entry, gone)
+    }
+
+    fn note(&mut self, record: impl FnOnce() -> Record) {
+        if let Some(records) = &mut self.records {
+            records.push(record());
+        }
     }
 
     /// Deletes a filter, the filters of a priority, or those of a chain. Returns what is gone.
@@ -401,12 +418,17 @@ impl Tables {
     /// Forgets everything of a side of a netdev.
     pub fn forget(&mut self, netdev: Netdev, side: Side) -> Vec<Removed> {
         let chains = self.chains_mut(netdev, side).map(std::mem::take).unwrap_or_default();
-        let priorities = chains.into_values().flat_map(Chain::into_values);
-        let filters: Vec<Filter> = priorities.flat_map(|priority| priority.filters.into_values()).collect();
-        filters
-            .into_iter()
-            .map(|filter| Removed { rule: filter.rule, meters: self.unbind(&filter.spec.actions) })
-            .collect()
+        let mut removed = Vec::new();
+        for (chain, priorities) in chains {
+            for (priority, handle, filter) in priorities
+                .into_iter()
+                .flat_map(|(number, priority)| priority.filters.into_iter().map(move |(handle, f)| (number, handle, f)))
+            {
+                self.note(|| Record::Gone(Place { netdev, side, chain: Some(chain), priority, protocol: 0, handle }));
+                removed.push(Removed { rule: filter.rule, meters: self.unbind(&filter.spec.actions) });
+            }
+        }
+        removed
     }
 
     fn priority(&self, place: &Place) -> Option<&Priority> {
@@ -461,6 +483,7 @@ impl Tables {
         kept.by_match.remove(&filter.spec.classifier);
         kept.first_handle = kept.first_handle.min(handle.max(1));
         self.drop_empty(netdev, side, chain);
+        self.note(|| Record::Gone(Place { netdev, side, chain: Some(chain), priority, protocol: 0, handle }));
         let meters = self.unbind(&filter.spec.actions);
         Some(Removed { rule: filter.rule, meters })
     }

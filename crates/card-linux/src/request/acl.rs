@@ -5,9 +5,9 @@ use std::os::fd::AsRawFd;
 
 use eswitch::MacAddr;
 use netlink::tc::{
-    RTM_DELTFILTER, RTM_GETQDISC, RTM_NEWTFILTER, TC_ACT_SHOT, TC_ACT_UNSPEC, TC_H_FILTER_EGRESS, TC_H_FILTER_INGRESS,
-    TC_H_INGRESS, TCA_BPF_FD, TCA_BPF_FLAG_ACT_DIRECT, TCA_BPF_FLAGS, TCA_BPF_OPS, TCA_BPF_OPS_LEN, TCA_KIND,
-    TCA_OPTIONS, TCA_STATS_QUEUE, TCA_STATS2, TCMSG,
+    RTM_DELTFILTER, RTM_GETQDISC, RTM_GETTFILTER, RTM_NEWTFILTER, TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC,
+    TC_H_FILTER_EGRESS, TC_H_FILTER_INGRESS, TC_H_INGRESS, TCA_BPF_FD, TCA_BPF_FLAG_ACT_DIRECT, TCA_BPF_FLAGS,
+    TCA_BPF_ID, TCA_BPF_OPS, TCA_BPF_OPS_LEN, TCA_KIND, TCA_OPTIONS, TCA_STATS_QUEUE, TCA_STATS2, TCMSG,
 };
 use netlink::{Builder, Flags, Message, find, u32_at};
 
@@ -30,6 +30,8 @@ pub(crate) enum Place {
     Push,
     /// Takes the tag from what the function receives.
     Pop,
+    /// Lets what has waited in its class already pass by what limits rates.
+    Shaped,
 }
 
 impl Place {
@@ -39,6 +41,7 @@ impl Place {
             Self::Source => (TC_H_FILTER_INGRESS, 16),
             Self::Push => (TC_H_FILTER_INGRESS, 17),
             Self::Pop => (TC_H_FILTER_EGRESS, 17),
+            Self::Shaped => (TC_H_FILTER_EGRESS, 63),
         };
         tcm(index, handle, parent, every_frame(priority))
     }
@@ -63,15 +66,35 @@ pub(crate) fn only_source(batch: &mut Batch, index: u32, mac: MacAddr) {
         op(end, 0, 0, TC_ACT_UNSPEC),
         op(end, 0, 0, TC_ACT_SHOT),
     ];
-    let mut bytes = Vec::with_capacity(program.len() * size_of::<FilterOp>());
+    classic(batch, index, Place::Source, &program);
+}
+
+/// Has a classic program decide.
+fn classic(batch: &mut Batch, index: u32, place: Place, program: &[FilterOp]) {
+    let mut bytes = Vec::with_capacity(size_of_val(program));
     for FilterOp { code, jt, jf, k } in program {
         bytes.extend_from_slice(&code.to_ne_bytes());
-        bytes.extend_from_slice(&[jt, jf]);
+        bytes.extend_from_slice(&[*jt, *jf]);
         bytes.extend_from_slice(&k.to_ne_bytes());
     }
-    set(batch, index, Place::Source, |options| {
+    set(batch, index, place, |options| {
         options.u16(TCA_BPF_OPS_LEN, program.len() as u16).put(TCA_BPF_OPS, &bytes);
     });
+}
+
+/// Lets frames with this mark pass what comes behind in a netdev's egress. The program is a classic one.
+pub(crate) fn pass_marked(batch: &mut Batch, index: u32, mark: u32) {
+    let op = |code: u32, jt, jf, k| FilterOp { code: code as u16, jt, jf, k };
+    let (equal, end) = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, libc::BPF_RET | libc::BPF_K);
+    // SKF_AD_OFF + SKF_AD_MARK of `include/uapi/linux/filter.h`: the mark, in place of a part of the frame.
+    const MARK: u32 = 0xffff_f000 + 20;
+    let program = [
+        op(libc::BPF_LD | libc::BPF_ABS | libc::BPF_W, 0, 0, MARK),
+        op(equal, 0, 1, mark),
+        op(end, 0, 0, TC_ACT_OK),
+        op(end, 0, 0, TC_ACT_UNSPEC),
+    ];
+    classic(batch, index, Place::Shaped, &program);
 }
 
 /// Has a program that is loaded decide.
@@ -88,6 +111,24 @@ fn set(batch: &mut Batch, index: u32, place: Place, program: impl FnOnce(&mut Bu
             options.u32(TCA_BPF_FLAGS, TCA_BPF_FLAG_ACT_DIRECT);
         });
     });
+}
+
+/// The identifier of the eBPF program that is in a place.
+///
+/// # Errors
+/// The kernel cannot be queried.
+pub(crate) fn program_at(socket: &mut Socket, index: u32, place: Place) -> io::Result<Option<u32>> {
+    let header = place.header(index, 0);
+    let info = u32_at(&header, 16);
+    let body = |to: &mut Builder| {
+        to.raw(&header);
+    };
+    let read = |message: &Message<'_>| {
+        let is_here = u32_at(message.payload(), 4) == Some(index) && u32_at(message.payload(), 16) == info;
+        let options = find(message.after(TCMSG)?, TCA_OPTIONS).filter(|_| is_here)?;
+        u32_at(find(options.value, TCA_BPF_ID)?.value, 0)
+    };
+    Ok(socket.dump(RTM_GETTFILTER, body, read)?.into_iter().next())
 }
 
 /// The interface number of a netdev, and how many frames its filters have dropped, from a message about its qdisc for

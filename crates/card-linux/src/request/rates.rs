@@ -29,7 +29,7 @@ const REDIRECT_PRIORITY: u32 = 64;
 const ONLY_NODE: u32 = 1;
 
 /// The handle of a class; 0: of the qdisc.
-fn handle(minor: u16) -> u32 {
+pub(crate) fn handle(minor: u16) -> u32 {
     SHAPER | u32::from(minor)
 }
 

@@ -50,8 +50,9 @@ pub(crate) fn tie(batch: &mut Batch, index: u32, to: u32) {
     push_tie(batch, NEW, 0, index, to);
 }
 
-/// The handle of the first rule of the first table, which the kernel gives to a rule without one.
-const FIRST_NODE: u32 = 0x8000_0800;
+/// The handles of the first rule of the first and of the second table of a netdev, which the kernel gives to a rule without
+/// one. The tie is in the second if what limits rates was there before it ([`super::rates::shape`]).
+const FIRST_NODES: [u32; 2] = [0x8000_0800, 0x8010_0800];
 
 fn push_tie(batch: &mut Batch, flags: Flags, handle: u32, index: u32, to_index: u32) {
     put_redirect(batch, flags, &tcm(index, handle, TC_H_FILTER_INGRESS, every_frame(TIE_PRIORITY)), to_index);
@@ -80,7 +81,12 @@ pub(super) fn put_redirect(batch: &mut Batch, flags: Flags, header: &[u8; TCMSG]
 /// Ties a netdev that may be tied already, perhaps to one that does not exist any more: the new tie replaces the old
 /// one at once.
 pub(crate) fn tie_again(batch: &mut Batch, index: u32, to: u32) {
-    push_tie(batch, Flags::CREATE, FIRST_NODE, index, to);
+    let [first, second] = FIRST_NODES;
+    // In the wrong table there is no such rule, and none can be added (`u32_change`).
+    batch.push_either(
+        |batch| push_tie(batch, Flags::CREATE, first, index, to),
+        |batch| push_tie(batch, Flags::CREATE, second, index, to),
+    );
 }
 
 /// Removes the tie from a netdev. The qdisc stays, as adding it is what is slow.

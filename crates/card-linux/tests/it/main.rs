@@ -12,5 +12,6 @@ mod life;
 mod moves;
 mod neighbours;
 mod rates;
+mod rules;
 mod traffic;
 mod xdp;

@@ -13,14 +13,14 @@ use eswitch::rate::{Rate, TxRates};
 use eswitch::{CardConfig, Vport};
 
 /// 1 Mbit/s in bytes per second.
-const MBIT: u64 = 125_000;
+pub const MBIT: u64 = 125_000;
 /// Set in the process that sends or receives; with what it does.
 const PEER: &str = "ESW_TEST_PEER";
 /// Where the receiving ends listen.
 const PORT: u16 = 5001;
-const CARD: &str = "esw-0000:08:00.0";
+pub const CARD: &str = "esw-0000:08:00.0";
 
-fn rate(max: u64, share: u64, parent: Option<&str>) -> Rate {
+pub fn rate(max: u64, share: u64, parent: Option<&str>) -> Rate {
     Rate { tx_max: max * MBIT, tx_share: share * MBIT, parent: parent.map(str::to_owned), ..Rate::default() }
 }
 
@@ -31,17 +31,17 @@ fn rates(leaves: &[(Vport, Rate)], nodes: &[(&str, Rate)]) -> TxRates {
     }
 }
 
-fn vfs(leaves: &[(u16, Rate)]) -> TxRates {
+pub fn vfs(leaves: &[(u16, Rate)]) -> TxRates {
     let leaves: Vec<_> = leaves.iter().map(|(n, rate)| (Vport::Vf(*n), rate.clone())).collect();
     rates(&leaves, &[])
 }
 
-fn set(rig: &Rig, rates: &TxRates) -> Result<(), CardError> {
+pub fn set(rig: &Rig, rates: &TxRates) -> Result<(), CardError> {
     rig.with(|card, cx| card.set_rates(cx, PF, rates))
 }
 
 /// A process in a namespace that sends or receives until this is dropped.
-struct Peer(Child);
+pub struct Peer(Child);
 
 impl Peer {
     fn new(netns: &str, what: &str) -> Self {
@@ -90,11 +90,11 @@ fn peer() {
 }
 
 /// A namespace `v0`, `v1` … for each VF, with its netdev, an address and a receiver.
-fn stations(n: u16) -> Vec<Peer> {
+pub fn stations(n: u16) -> Vec<Peer> {
     (0..n).map(station).collect()
 }
 
-fn station(n: u16) -> Peer {
+pub fn station(n: u16) -> Peer {
     sh(&format!(
         "ip netns add v{n} && ip link set enp8s0f0v{n} netns v{n} && ip -n v{n} addr add 10.0.0.{}/24 dev enp8s0f0v{n} \
          && ip -n v{n} link set enp8s0f0v{n} up",
@@ -104,18 +104,18 @@ fn station(n: u16) -> Peer {
 }
 
 /// Has VFs send to others as fast as they can.
-fn send(pairs: &[(u16, u16)]) -> Vec<Peer> {
+pub fn send(pairs: &[(u16, u16)]) -> Vec<Peer> {
     pairs.iter().map(|(from, to)| Peer::new(&format!("v{from}"), &format!("send 10.0.0.{}", to + 1))).collect()
 }
 
-fn received(n: u16) -> u64 {
+pub fn received(n: u16) -> u64 {
     let link = sh(&format!("ip -n v{n} -s -j link show enp8s0f0v{n}"));
     let bytes = link.split("\"rx\":{\"bytes\":").nth(1).unwrap();
     bytes.split(',').next().unwrap().parse().unwrap()
 }
 
 /// The Mbit/s that VFs receive, over two seconds.
-fn measured(receivers: &[u16]) -> Vec<f64> {
+pub fn measured(receivers: &[u16]) -> Vec<f64> {
     let begin = Instant::now();
     let before: Vec<u64> = receivers.iter().map(|n| received(*n)).collect();
     std::thread::sleep(Duration::from_secs(2));
@@ -125,7 +125,7 @@ fn measured(receivers: &[u16]) -> Vec<f64> {
 }
 
 /// Waits until a VF receives something from its sender.
-fn until_it_flows(receivers: &[u16]) {
+pub fn until_it_flows(receivers: &[u16]) {
     for n in receivers {
         let before = received(*n);
         eventually_that(|| received(*n) > before + 20_000);
@@ -134,13 +134,13 @@ fn until_it_flows(receivers: &[u16]) {
 
 /// Frames flow, and not more than a limit in Mbit/s.
 #[track_caller]
-fn assert_limited(measured: f64, limit: f64) {
+pub fn assert_limited(measured: f64, limit: f64) {
     assert!(measured <= limit * 1.05, "{measured} Mbit/s, of {limit}");
     assert!(measured >= limit * 0.5, "{measured} Mbit/s, of {limit}");
 }
 
 /// Bridges the representors of VFs.
-fn bridge_representors(n: u16) {
+pub fn bridge_representors(n: u16) {
     sh("ip link add hb type bridge && ip link set hb up");
     for n in 0..n {
         sh(&format!("ip link set enp8s0f0npf0vf{n} master hb up"));

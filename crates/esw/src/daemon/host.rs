@@ -10,6 +10,7 @@ use host::LiveCard;
 use netlink::Errno;
 
 use super::ending::{Ending, How};
+use super::flow_log::FlowLog;
 use super::journal::{Journal, Part};
 use super::status::{CardStatus, PfStatus};
 use crate::cards::CardKind;
@@ -26,6 +27,8 @@ pub struct CardHost {
     pub since: Instant,
     /// The stored state.
     pub journal: Arc<Journal>,
+    /// The stored flow rules.
+    pub flows: Arc<FlowLog>,
     /// The card; weak, as the server of the card owns this.
     pub live: Weak<LiveCard>,
     /// The daemon's end.
@@ -61,6 +64,7 @@ impl Host for CardHost {
     ) -> Result<(), Refusal> {
         // Before anything is logged: what is answered must be on the disk, even if the log cannot be written.
         let stored = self.store(cx, served, done);
+        self.flows.flush(cx);
         let (card, words) = (self.name.as_str(), done.words);
         match outcome {
             Ok(()) if !may_change(done) => {
@@ -87,6 +91,14 @@ impl Host for CardHost {
             return Ok(());
         }
         Err(Refusal::new(Errno::IO, format!("done, but a restart may not know of it: {error:#}")))
+    }
+
+    fn filter_changed(&self, record: tc::Record) {
+        self.flows.note_filter(record);
+    }
+
+    fn filters_answered(&self, cx: Cx<'_, '_>) {
+        self.flows.flush(cx);
     }
 
     fn status(&self, cx: Cx<'_, '_>) -> String {

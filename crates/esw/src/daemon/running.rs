@@ -10,6 +10,7 @@ use host::LiveCard;
 use lockdep::{Locked, Unlocked};
 
 use super::ending::How;
+use super::flow_log::FlowLog;
 use super::journal::Journal;
 use crate::exit_status::HELD;
 
@@ -25,6 +26,7 @@ pub struct Running {
 pub struct Started {
     pub name: String,
     pub journal: Arc<Journal>,
+    pub flows: Arc<FlowLog>,
     pub live: Arc<LiveCard>,
     /// Of a card of netdevs: keeps what an earlier daemon has left, until that may be removed.
     pub hold: Option<Hold>,
@@ -40,6 +42,7 @@ impl Running {
         // First, so that a daemon that is killed from here on has forgotten the state that it was asked to forget.
         let stored = if how == How::Forget { card.forget(cx) } else { card.catch_up(cx) };
         let closed = card.close(cx);
+        card.flows.forget(cx);
         drop(log);
         // Netdevs are removed with the card, and the state is closed. Only then may another daemon take this one's place.
         drop(card);
@@ -107,6 +110,7 @@ pub fn leave(cx: &mut Locked<'_, Unlocked>, up: Vec<Running>) -> ! {
         drop(server);
         // The next daemon deletes what is not in the stored state.
         card.catch_up(cx);
+        card.flows.flush(cx);
         drop(log);
         drop(socket);
     }

@@ -1,6 +1,6 @@
 //! A card whose requests fail, or take longer, on demand.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -269,6 +269,10 @@ impl<C: Card> Datapath for Faulty<C> {
     }
     fn installed(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> Option<Vec<RuleId>> {
         self.inner.datapath()?.installed(cx, pf)
+    }
+
+    fn left(&self, cx: &mut Locked<'_, CardCall>) -> Option<BTreeSet<RuleId>> {
+        self.inner.datapath()?.left(cx)
     }
     fn state(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> Option<flow::State> {
         self.inner.datapath()?.state(cx, pf)
