@@ -373,3 +373,75 @@ fn what_tc_asks_wrongly_is_refused_as_the_kernel_does() {
     ];
     run_session("tc-wrong", &script);
 }
+
+/// A script with a card of netdevs whose filters carry a ping from VF 0 to VF 1, and around which the daemon is killed.
+const OUTLIVES: &str = r#"
+mount -t tmpfs tmpfs /run; mkdir -p /run/state /run/netns; mount --bind /run/state /var/lib; ip link set lo up
+up() { $ESW up --daemon --detach --config $FOLDER/config | sed -n 's/.*process \([0-9]*\),.*/\1/p'; }
+first=$(up)
+cat > $FOLDER/add <<'ADD'
+devlink dev eswitch set pci/0000:08:00.0 mode switchdev
+r0=enp8s0f0npf0vf0; r1=enp8s0f0npf0vf1
+for n in 0 1; do
+  tc qdisc add dev enp8s0f0npf0vf$n ingress; ip link set enp8s0f0npf0vf$n up
+  ip netns add n$n; ip link set enp8s0f0v$n netns n$n
+  ip -n n$n addr add 10.0.0.$((n+1))/24 dev enp8s0f0v$n; ip -n n$n link set enp8s0f0v$n up
+done
+for p in arp:1 ip:2; do
+  tc filter add dev $r0 ingress protocol ${p%:*} prio ${p#*:} flower skip_sw action mirred egress redirect dev $r1
+  tc filter add dev $r1 ingress protocol ${p%:*} prio ${p#*:} flower skip_sw \
+    action police rate 1gbit burst 1m conform-exceed drop/pipe index 7 action mirred egress redirect dev $r0
+done
+tc filter add dev $r0 ingress protocol ip prio 3 handle 9 flower skip_sw dst_ip 9.9.9.9 action drop
+tc filter add dev $r0 ingress protocol ip prio 4 flower skip_sw dst_ip 9.9.9.8 action drop
+tc filter del dev $r0 ingress protocol ip prio 4
+ADD
+$ESW exec -- bash $FOLDER/add
+list() { $ESW exec -- sh -c 'for n in 0 1; do tc filter show dev enp8s0f0npf0vf$n ingress; done'; }
+list > $FOLDER/before
+ip netns exec n0 ping -q -i 0.01 -c 300 10.0.0.2 > $FOLDER/ping &
+sleep 0.5
+kill -9 $first
+ip netns exec n0 ping -q -c 3 -i 0.01 -W 1 10.0.0.2 > $FOLDER/alone
+second=$(up)
+wait %1
+list > $FOLDER/after
+$ESW exec -- tc -s filter show dev enp8s0f0npf0vf0 ingress prio 2 > $FOLDER/counted
+$ESW exec -- tc filter del dev enp8s0f0npf0vf0 ingress prio 2
+$ESW exec -- tc filter add dev enp8s0f0npf0vf0 ingress protocol ip prio 3 handle 9 flower skip_sw dst_ip 9.9.9.9 action drop \
+  2> $FOLDER/again || true
+ip netns exec n0 ping -q -c 2 -i 0.01 -W 0.2 10.0.0.2 > $FOLDER/removed || true
+kill -9 $second
+up > /dev/null
+list > $FOLDER/last
+$ESW down > /dev/null
+ls /var/lib/eswitch > $FOLDER/left
+ip netns del n0; ip netns del n1
+"#;
+
+#[test]
+fn filters_carry_frames_while_the_daemon_is_dead_and_the_next_one_has_them() {
+    if skipped() {
+        return;
+    }
+    let folder = Folder::make("tc-outlives");
+    let config = "[cards.card0]\nkind = \"linux\"\n[cards.card0.card]\nvfs = 2\n";
+    fs::write(folder.0.join("config"), config).unwrap();
+    let output = lab::apart(OUTLIVES, &folder.0);
+    assert!(output.status.success(), "{output:?}");
+    let read = |name: &str| fs::read_to_string(folder.0.join(name)).unwrap();
+    let before = read("before");
+    assert_eq!(before.matches("in_hw in_hw_count 1").count(), 5, "{before}");
+    assert_eq!(read("after"), before);
+    assert!(read("ping").contains("300 packets transmitted, 300 received"), "{}", read("ping"));
+    assert!(read("alone").contains("3 received"), "{}", read("alone"));
+    let sent = read("counted");
+    let sent: Vec<u64> =
+        sent.split("Sent hardware ").skip(1).filter_map(|of| of.split(' ').nth(2)?.parse().ok()).collect();
+    assert!(sent.iter().all(|frames| *frames >= 303) && !sent.is_empty(), "{}", read("counted"));
+    // They are as any others: one is there, another can be deleted, and that is not forgotten.
+    assert!(read("again").contains("Filter already exists"), "{}", read("again"));
+    assert!(read("removed").contains(" 0 received"), "{}", read("removed"));
+    assert_eq!(read("last").matches("in_hw in_hw_count 1").count(), 4, "{}", read("last"));
+    assert!(!read("left").contains(".flows"), "a card that was taken down has no rules: {}", read("left"));
+}

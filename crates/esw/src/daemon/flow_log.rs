@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
@@ -55,14 +56,20 @@ pub struct FlowLog {
 struct Written {
     place: Place,
     queued: Receiver<Line>,
-    /// The file, unless it is to be written anew.
-    file: Option<File>,
-    /// How many lines it has, and how many it had when it was written.
+    /// The file, unless there is none yet.
+    file: Option<Whole>,
+    /// Lines that are not in it yet.
+    pending: Vec<u8>,
+    /// How many lines it has, and how many it had when it was written anew.
     lines: (usize, usize),
-    /// What is in it.
-    content: Content,
     /// It could not be written, and that was told.
     is_failing: bool,
+}
+
+/// A file with the length of its whole lines. What is behind them was left by a write that failed.
+struct Whole {
+    file: File,
+    length: u64,
 }
 
 /// Where the file is. It is opened relative to the folder: by the time of a write the path may be hidden from the process.
@@ -76,6 +83,7 @@ struct Place {
 /// What lines have come to.
 #[derive(Default)]
 struct Content {
+    lines: usize,
     rules: BTreeMap<RuleId, (PfIndex, Box<Rule>)>,
     meters: BTreeMap<(PfIndex, MeterId), Meter>,
     last_rule: u64,
@@ -84,6 +92,7 @@ struct Content {
 
 impl Content {
     fn apply(&mut self, line: Line) {
+        self.lines += 1;
         match line {
             Line::Filter(record) => self.filters.apply(record),
             Line::Flow(FlowRecord::Rule(pf, id, rule)) => {
@@ -104,7 +113,7 @@ impl Content {
     }
 
     /// The lines that make it.
-    fn lines(&self) -> impl Iterator<Item = Line> {
+    fn to_lines(&self) -> impl Iterator<Item = Line> {
         let last = FlowRecord::Gone(RuleId(self.last_rule));
         let meters = self.meters.iter().map(|((pf, id), meter)| FlowRecord::Meter(*pf, *id, *meter));
         let rules = self.rules.iter().map(|(id, (pf, rule))| FlowRecord::Rule(*pf, *id, rule.clone()));
@@ -132,13 +141,15 @@ impl FlowLog {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let opened = open(folder, flags, Mode::empty()).with_context(|| folder.display().to_string())?;
         let place = Place { folder: opened, path: folder.join(&name), name };
-        let content = read(&place).unwrap_or_else(|error| {
+        let (content, file) = read(&place).unwrap_or_else(|error| {
             tracing::warn!("the flow rules of {card} cannot be read, and are not restored: {error:#}");
-            Content::default()
+            (Content::default(), None)
         });
         let (flows, filters) = (content.flows(), content.filters.filters());
         let (queue, queued) = channel();
-        let written = Written { place, queued, file: None, lines: (0, 0), content, is_failing: false };
+        let live = flows.rules.len() + flows.meters.len() + filters.len();
+        let written =
+            Written { place, queued, file, pending: Vec::new(), lines: (content.lines, live), is_failing: false };
         Ok((Self { queue, written: Mutex::new(written) }, flows, filters))
     }
 
@@ -161,7 +172,8 @@ impl FlowLog {
     /// Removes the file: the rules have gone with the card, or are to be forgotten.
     pub fn forget<L>(&self, cx: &mut Locked<'_, L>) {
         let written = &mut *self.written.lock_leaf(cx);
-        (written.content, written.file) = (Content::default(), None);
+        written.queued.try_iter().for_each(drop);
+        (written.file, written.pending, written.lines) = (None, Vec::new(), (0, 0));
         let Place { folder, name, .. } = &written.place;
         let _ = unlinkat(folder, name.as_str(), AtFlags::empty());
     }
@@ -169,51 +181,57 @@ impl FlowLog {
 
 impl Written {
     fn flush(&mut self) {
-        let mut bytes = Vec::new();
         for line in self.queued.try_iter() {
-            if self.file.is_some() && serde_json::to_writer(&mut bytes, &line).is_ok() {
-                bytes.push(b'\n');
+            if serde_json::to_writer(&mut self.pending, &line).is_ok() {
+                self.pending.push(b'\n');
+                self.lines.0 += 1;
             }
-            self.lines.0 += 1;
-            self.content.apply(line);
         }
-        let is_worth_it = self.lines.0 > 2 * self.lines.1 + SLACK;
-        let written = match &mut self.file {
-            Some(file) if !is_worth_it => file.write_all(&bytes),
-            _ => self.write_anew(),
-        };
-        match written {
+        match self.write() {
             Ok(()) => self.is_failing = false,
-            Err(error) => {
-                // What is half written is written anew.
-                self.file = None;
-                if !std::mem::replace(&mut self.is_failing, true) {
-                    let path = self.place.path.display();
-                    tracing::error!("{path}: a restart will not know of the latest flow rules: {error}");
-                }
+            Err(error) if !std::mem::replace(&mut self.is_failing, true) => {
+                let path = self.place.path.display();
+                tracing::error!("{path}: a restart will not know of the latest flow rules: {error:#}");
             }
+            Err(_) => {}
         }
     }
 
-    fn write_anew(&mut self) -> io::Result<()> {
-        let Place { folder, name, .. } = &self.place;
-        let new = format!("{name}-new");
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = openat(folder, new.as_str(), flags, Mode::RUSR | Mode::WUSR)?;
-        let mut writer = BufWriter::new(File::from(file));
-        let mut lines = 0;
-        serde_json::to_writer(&mut writer, &Head { version: VERSION, boot: boot() })?;
-        writer.write_all(b"\n")?;
-        for line in self.content.lines() {
-            serde_json::to_writer(&mut writer, &line)?;
-            writer.write_all(b"\n")?;
-            lines += 1;
+    fn write(&mut self) -> Result<()> {
+        let whole = match &mut self.file {
+            Some(whole) => whole,
+            // Nobody needs a file without rules.
+            None if self.pending.is_empty() => return Ok(()),
+            none => none.insert(write_anew(&self.place, &Content::default())?),
+        };
+        whole.file.write_all_at(&self.pending, whole.length)?;
+        whole.length += self.pending.len() as u64;
+        self.pending.clear();
+        if self.lines.0 > 2 * self.lines.1 + SLACK {
+            let (content, _) = read(&self.place)?;
+            let lines = content.to_lines().count();
+            self.file = Some(write_anew(&self.place, &content)?);
+            self.lines = (lines, lines);
         }
-        let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
-        renameat(folder, new.as_str(), folder, name.as_str())?;
-        (self.file, self.lines) = (Some(file), (lines, lines));
         Ok(())
     }
+}
+
+/// Writes the file anew.
+fn write_anew(Place { folder, name, .. }: &Place, content: &Content) -> io::Result<Whole> {
+    let new = format!("{name}-new");
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = openat(folder, new.as_str(), flags, Mode::RUSR | Mode::WUSR)?;
+    let mut writer = BufWriter::new(File::from(file));
+    serde_json::to_writer(&mut writer, &Head { version: VERSION, boot: boot() })?;
+    writer.write_all(b"\n")?;
+    for line in content.to_lines() {
+        serde_json::to_writer(&mut writer, &line)?;
+        writer.write_all(b"\n")?;
+    }
+    let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
+    renameat(folder, new.as_str(), folder, name.as_str())?;
+    Ok(Whole { length: file.metadata()?.len(), file })
 }
 
 /// What names this boot of the machine.
@@ -221,26 +239,32 @@ fn boot() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
-fn read(place: &Place) -> Result<Content> {
+/// Reads the file, if it is one of this boot.
+fn read(place: &Place) -> Result<(Content, Option<Whole>)> {
     let (mut content, path) = (Content::default(), &place.path);
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = match openat(&place.folder, place.name.as_str(), flags, Mode::empty()) {
-        Err(Errno::NOENT) => return Ok(content),
-        file => file.with_context(|| path.display().to_string())?,
+        Err(Errno::NOENT) => return Ok((content, None)),
+        file => File::from(file.with_context(|| path.display().to_string())?),
     };
-    let mut lines = BufReader::new(File::from(file)).lines();
-    let Some(head) = lines.next().transpose()? else { return Ok(content) };
-    let head: Head = serde_json::from_str(&head).with_context(|| format!("{}: the first line", path.display()))?;
+    let mut reader = BufReader::new(&file);
+    let mut line = Vec::new();
+    let mut length = reader.read_until(b'\n', &mut line)? as u64;
+    let head: Head = serde_json::from_slice(&line).with_context(|| format!("{}: the first line", path.display()))?;
     if head != (Head { version: VERSION, boot: boot() }) {
         tracing::info!("{}: of another version or another boot of the machine", path.display());
-        return Ok(content);
+        return Ok((content, None));
     }
-    for line in lines {
+    loop {
+        line.clear();
+        let read = reader.read_until(b'\n', &mut line)? as u64;
         // The process may have been killed in the middle of the last one.
-        let Ok(line) = serde_json::from_str(&line?) else { break };
+        let whole = line.strip_suffix(b"\n").unwrap_or_default();
+        let Ok(line) = serde_json::from_slice(whole) else { break };
         content.apply(line);
+        length += read;
     }
-    Ok(content)
+    Ok((content, Some(Whole { file, length })))
 }
 
 #[cfg(test)]
@@ -309,7 +333,8 @@ mod tests {
         for round in 0..20 {
             let records = (0..SLACK as u32).flat_map(|n| [rule(n + 2), FlowRecord::Gone(RuleId(u64::from(n) + 2))]);
             append(folder.path(), records.chain([rule(1)]));
-            assert!(round < 2 || fs::metadata(folder.path().join("card.flows")).unwrap().len() < 1 << 20);
+            let length = fs::metadata(folder.path().join("card.flows")).unwrap().len();
+            assert!(length < 1 << 20, "{length} bytes in round {round}");
         }
         let (_, flows, _) = FlowLog::open(folder.path(), "card").unwrap();
         // No name is given again.
