@@ -18,9 +18,11 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 pub(crate) use datapath_bpf::MARK_SHAPED;
-use datapath_bpf::{Change as BpfChange, Lane, LoadError, Mode, Options, Pipeline, PortConfig, Refused, Role};
+use datapath_bpf::{
+    Change as BpfChange, DropReason, Lane, LoadError, Mode, Options, Pipeline, PortConfig, Refused, Role,
+};
 use eswitch::card::CardError;
-use eswitch::datapath::{self, Arrival, Change, Datapath, pf_of, vport_of};
+use eswitch::datapath::{self, Arrival, Change, Datapath, Dropped, pf_of, vport_of};
 use eswitch::lock_order::CardCall;
 use eswitch::{PfIndex, Vport};
 use flow::{Block, Capabilities, Counter, MeterId, Port, PortKind, Rule, RuleId};
@@ -64,6 +66,17 @@ struct Ports {
     lanes: BTreeMap<Port, Lane>,
     /// The PFs whose lanes lead back to the program.
     lanes_attached: BTreeSet<PfIndex>,
+    /// The members of the LAG, and those on whose wires it transmits.
+    lag: (Vec<PfIndex>, Vec<PfIndex>),
+}
+
+impl Ports {
+    /// The wires on which frames to the uplink of a PF leave, if that is in a LAG.
+    fn wires(&self, pf: PfIndex) -> Vec<u32> {
+        let (members, tx) = &self.lag;
+        let wire = |pf: &PfIndex| Slot { pf: *pf, vport: Vport::Uplink }.port();
+        if members.contains(&pf) { tx.iter().map(wire).collect() } else { Vec::new() }
+    }
 }
 
 /// One E-Switch in switchdev mode.
@@ -284,6 +297,7 @@ fn set_port(pipeline: &mut Pipeline, ports: &Ports, port: Port, active: bool) ->
         is_wire: slot.vport == Vport::Uplink,
         link_up: !ports.without_link.contains(&port),
         lane: lane.copied(),
+        wires: if slot.vport == Vport::Uplink { ports.wires(slot.pf) } else { Vec::new() },
     };
     pipeline.set_port(port, &config)
 }
@@ -508,6 +522,13 @@ impl Datapath for Plane {
         }
     }
 
+    fn set_lag(&self, cx: &mut Locked<'_, CardCall>, members: &[PfIndex], tx: &[PfIndex]) {
+        let mut state = self.state.lock_leaf(cx);
+        state.ports.lag = (members.to_vec(), tx.to_vec());
+        let uplinks: Vec<Port> = state.switches.keys().map(|pf| datapath::port(*pf, Vport::Uplink)).collect();
+        state.tell(&uplinks);
+    }
+
     fn clear(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) {
         let mut state = self.state.lock_leaf(cx);
         self.remove_all(&mut state, pf);
@@ -528,6 +549,15 @@ impl Datapath for Plane {
     fn counters(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, rules: &[RuleId]) -> Vec<Counter> {
         let state = self.state.lock_leaf(cx);
         state.counters(pf, rules)
+    }
+
+    fn drops(&self, cx: &mut Locked<'_, CardCall>) -> Vec<Dropped> {
+        let state = self.state.lock_leaf(cx);
+        // The kernel does not refuse to read its map.
+        let drops = state.pipeline.as_ref().and_then(|pipeline| pipeline.drops().ok()).unwrap_or_default();
+        let dropped =
+            |((port, reason), frames): ((Port, DropReason), u64)| Dropped { port, reason: reason.word(), frames };
+        drops.into_iter().map(dropped).collect()
     }
 
     fn installed(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> Option<Vec<RuleId>> {

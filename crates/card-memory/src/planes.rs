@@ -1,23 +1,47 @@
 //! The data plane of a card in memory: the reference pipeline, once for each E-Switch.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
-use eswitch::PfIndex;
 use eswitch::card::CardError;
-use eswitch::datapath::{Arrival, Change, Datapath, pf_of};
+use eswitch::datapath::{self, Arrival, Change, Datapath, Dropped, pf_of};
 use eswitch::lock_order::{CardCall, CardState};
+use eswitch::{PfIndex, Vport};
 use flow::{Capabilities, Counter, Fate, Port, PortKind, RuleId, State, Tables, Verdict};
 use lockdep::{Locked, Mutex, digest};
 
 /// The E-Switches in switchdev mode, each with its rules and what frames have changed.
 pub struct Planes {
-    planes: Mutex<CardState, BTreeMap<PfIndex, Plane>>,
+    planes: Mutex<CardState, All>,
 }
 
 impl Default for Planes {
     fn default() -> Self {
-        Self { planes: Mutex::new(BTreeMap::new()).with_state_digest(digest) }
+        Self { planes: Mutex::new(All::default()).with_state_digest(digest) }
+    }
+}
+
+#[derive(Default, Hash)]
+struct All {
+    planes: BTreeMap<PfIndex, Plane>,
+    /// The members of the LAG, and those on whose wires it transmits.
+    lag: (Vec<PfIndex>, Vec<PfIndex>),
+    /// How many frames were dropped that came in at a port, by reason.
+    drops: BTreeMap<(Port, &'static str), u64>,
+}
+
+impl All {
+    /// The wire out of which a frame to a port goes, if that is the uplink of a member of the LAG; otherwise the port.
+    fn leaves(&self, port: Port, frame: &[u8]) -> Port {
+        let (members, tx) = &self.lag;
+        let is_member = port == datapath::port(pf_of(port), Vport::Uplink) && members.contains(&pf_of(port));
+        if !is_member || tx.is_empty() {
+            return port;
+        }
+        let mut hasher = DefaultHasher::new();
+        flow::dissect(frame).key.hash(&mut hasher);
+        datapath::port(tx[hasher.finish() as usize % tx.len()], Vport::Uplink)
     }
 }
 
@@ -47,16 +71,20 @@ impl Planes {
     /// any moment that stays the same.
     pub fn forward<L>(&self, cx: &mut Locked<'_, L>, port: Port, now: Duration, frame: &[u8]) -> Forwarded {
         let mut planes = self.planes.lock_leaf(cx);
-        let Some(plane) = planes.get_mut(&pf_of(port)).filter(|plane| plane.tables.port(port).is_some()) else {
+        let Some(plane) = planes.planes.get_mut(&pf_of(port)).filter(|plane| plane.tables.port(port).is_some()) else {
             return Forwarded::NoTables;
         };
         if !plane.active {
+            *planes.drops.entry((port, "inactive")).or_default() += 1;
             return Forwarded::Inactive;
         }
         let verdict = flow::process(&plane.tables, &mut plane.state, now, port, frame);
         debug_assert!(
             verdict.fate != Fate::Forwarded || verdict.outputs.iter().all(|o| plane.tables.port(o.port).is_some())
         );
+        if let Fate::Dropped(reason) = verdict.fate {
+            *planes.drops.entry((port, reason.word())).or_default() += 1;
+        }
         Forwarded::Switched(Box::new(verdict))
     }
 
@@ -66,7 +94,7 @@ impl Planes {
     }
 
     fn with<R: Default>(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, f: impl FnOnce(&mut Plane) -> R) -> R {
-        self.planes.lock_leaf(cx).get_mut(&pf).map(f).unwrap_or_default()
+        self.planes.lock_leaf(cx).planes.get_mut(&pf).map(f).unwrap_or_default()
     }
 }
 
@@ -102,14 +130,17 @@ impl Datapath for Planes {
     }
 
     fn open(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) {
-        let tables = Tables::new(self.capabilities());
+        let mut tables = Tables::new(self.capabilities());
+        // The engine knows when that is so.
+        tables.join_uplinks(true);
         self.planes
             .lock_leaf(cx)
+            .planes
             .insert(pf, Plane { tables, state: State::new(0), active: true, strays: BTreeSet::new() });
     }
 
     fn close(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) {
-        self.planes.lock_leaf(cx).remove(&pf);
+        self.planes.lock_leaf(cx).planes.remove(&pf);
     }
 
     fn attach(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, ports: &[(Port, PortKind)]) {
@@ -121,6 +152,10 @@ impl Datapath for Planes {
             let strays = plane.tables.remove_ports(&ports.iter().copied().collect());
             plane.strays.extend(strays);
         });
+    }
+
+    fn set_lag(&self, cx: &mut Locked<'_, CardCall>, members: &[PfIndex], tx: &[PfIndex]) {
+        self.planes.lock_leaf(cx).lag = (members.to_vec(), tx.to_vec());
     }
 
     fn clear(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) {
@@ -144,8 +179,14 @@ impl Datapath for Planes {
         self.with(cx, pf, |plane| rules.iter().map(|rule| plane.state.counter(*rule)).collect())
     }
 
+    fn drops(&self, cx: &mut Locked<'_, CardCall>) -> Vec<Dropped> {
+        let planes = self.planes.lock_leaf(cx);
+        let drops = planes.drops.iter();
+        drops.map(|((port, reason), frames)| Dropped { port: *port, reason, frames: *frames }).collect()
+    }
+
     fn state(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> Option<State> {
-        self.planes.lock_leaf(cx).get(&pf).map(|plane| plane.state.clone())
+        self.planes.lock_leaf(cx).planes.get(&pf).map(|plane| plane.state.clone())
     }
 
     fn clock(&self) -> Option<Duration> {
@@ -161,7 +202,9 @@ impl Datapath for Planes {
     ) -> Result<Vec<Arrival>, CardError> {
         match self.forward(cx, port, now, frame) {
             Forwarded::Switched(verdict) => {
-                let outputs = verdict.outputs.iter().map(|output| Arrival::Port(output.port));
+                let all = self.planes.lock_leaf(cx);
+                let outputs =
+                    verdict.outputs.iter().map(|output| Arrival::Port(all.leaves(output.port, &output.frame)));
                 let representor = verdict.goes_to_representor().then_some(Arrival::Representor(port));
                 Ok(outputs.chain(representor).collect())
             }
@@ -174,7 +217,7 @@ impl Datapath for Planes {
         let planes = self.planes.lock_leaf(cx);
         let installed =
             |plane: &Plane| plane.tables.rules().map(|(id, _)| id).chain(plane.strays.iter().copied()).collect();
-        planes.get(&pf).map(installed)
+        planes.planes.get(&pf).map(installed)
     }
 
     /// Nothing is left of a process, and nothing has happened to its rules since: all can be restored.

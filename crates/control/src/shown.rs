@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use eswitch::datapath::pf_of;
+use eswitch::datapath::{Dropped, pf_of};
 use eswitch::{CardConfig, PortHandle, PortIndex, Traced};
 use flow::words::{Device, Filter, Names, frame_summary};
 use flow::{Counter, Port, Rule, RuleId};
@@ -29,6 +29,15 @@ pub fn filters(
         lines.extend(counter.map(|counter| statistics(counter, now)));
     }
     lines
+}
+
+/// How many frames a card has dropped, by port and reason.
+pub fn drops(card: &CardConfig, drops: &[Dropped]) -> Vec<String> {
+    let shown = drops.iter().map(|Dropped { port, reason, frames }| {
+        let plural = if *frames == 1 { "" } else { "s" };
+        format!("{} {reason}: {frames} frame{plural}", netdev_of_port(card, *port))
+    });
+    shown.collect()
 }
 
 /// What the rules would do with a frame, and why.

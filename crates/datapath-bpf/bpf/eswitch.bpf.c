@@ -35,7 +35,7 @@ static __always_inline int from_representor(struct __sk_buff *skb, __u32 number)
 		return drop_early(number, DROP_INACTIVE);
 	if (port->mode == MODE_LEGACY)
 		return TCX_NEXT;
-	return send_last(skb, number, 0);
+	return send_last(skb, number, 0, 0);
 }
 
 /* Writes what has changed of connections. Returns whether no other CPU has changed the same meanwhile. */

@@ -47,8 +47,34 @@ static __noinline int record(struct __sk_buff *skb, __u32 port, __u32 to_represe
 	return 0;
 }
 
-/* Sends the frame itself to a port. Returns what the program returns. */
-static __noinline int send_last(struct __sk_buff *skb, __u32 number, __u32 through)
+static __always_inline __u32 mixed(__u32 hash, __u32 word)
+{
+	return (hash ^ word) * 0x9e3779b1;
+}
+
+/*
+ * The netdev out of which rules send to a port. Of several wires, one flow leaves by the same: that of a hash of the
+ * addresses and ports.
+ */
+static __noinline __u32 way_out(const struct port *port, const struct scratch *s)
+{
+	const __u32 *macs = (const __u32 *)&s->key, *addr = (const __u32 *)s->key.addr;
+	__u32 hash = s->key.ip_proto, which;
+
+	if (!port->wire_count)
+		return port->ifindex;
+	for (int i = 0; i < 3; i++)
+		hash = mixed(hash, macs[i]);
+	for (int i = 0; i < 8; i++)
+		hash = mixed(hash, addr[i]);
+	if (s->key.ip_proto == IPPROTO_TCP || s->key.ip_proto == IPPROTO_UDP)
+		hash = mixed(hash, *(const __u32 *)s->key.ports);
+	which = (hash >> 16) % port->wire_count;
+	return port->wires[which & (MAX_WIRES - 1)];
+}
+
+/* Sends the frame itself to a port. `out`: by another wire than its own, or 0. Returns what the program returns. */
+static __noinline int send_last(struct __sk_buff *skb, __u32 number, __u32 through, __u32 out)
 {
 	struct port *port = bpf_map_lookup_elem(&ports, &number);
 
@@ -66,7 +92,9 @@ static __noinline int send_last(struct __sk_buff *skb, __u32 number, __u32 throu
 	}
 	/* The other end is in another network namespace, which is to see no mark. */
 	skb->mark = 0;
-	if (through || port->flags & (PORT_THROUGH_INNER | PORT_WIRE))
+	if (port->flags & PORT_WIRE)
+		return bpf_redirect(out ? out : port->ifindex, 0);
+	if (through || port->flags & PORT_THROUGH_INNER)
 		return bpf_redirect(port->ifindex, 0);
 	return bpf_redirect_peer(port->ifindex, 0);
 }
@@ -74,6 +102,8 @@ static __noinline int send_last(struct __sk_buff *skb, __u32 number, __u32 throu
 /* Sends the frame itself to a port, into a tunnel if one is set. Returns what the program returns. */
 static __noinline int redirect(struct __sk_buff *skb, struct scratch *s, __u32 number)
 {
+	struct port *port = bpf_map_lookup_elem(&ports, &number);
+
 	if (s->encap) {
 		int wrong = encapsulate(skb, s);
 
@@ -83,11 +113,11 @@ static __noinline int redirect(struct __sk_buff *skb, struct scratch *s, __u32 n
 			return VERDICT_DROP;
 		}
 	}
-	return send_last(skb, number, s->through);
+	return send_last(skb, number, s->through, port ? way_out(port, s) : 0);
 }
 
 /* Sends a copy of the frame to a port. */
-static __noinline int send_copy(struct __sk_buff *skb, __u32 number)
+static __noinline int send_copy(struct __sk_buff *skb, const struct scratch *s, __u32 number)
 {
 	struct port *port = bpf_map_lookup_elem(&ports, &number);
 	__u32 mark = skb->mark;
@@ -99,7 +129,7 @@ static __noinline int send_copy(struct __sk_buff *skb, __u32 number)
 	if (!(port->flags & PORT_LINK_UP))
 		return note_drop(number, DROP_LINK_DOWN);
 	skb->mark = 0;
-	bpf_clone_redirect(skb, port->ifindex, 0);
+	bpf_clone_redirect(skb, way_out(port, s), 0);
 	skb->mark = mark;
 	return 0;
 }
@@ -583,7 +613,7 @@ static __always_inline int do_action(struct __sk_buff *skb, struct scratch *s, s
 	doing->next = action->next;
 	switch (action->kind) {
 	case ACTION_MIRROR:
-		send_copy(skb, action->arg);
+		send_copy(skb, s, action->arg);
 		return 0;
 	case ACTION_VLAN_PUSH:
 	case ACTION_VLAN_POP:

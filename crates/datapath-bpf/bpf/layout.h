@@ -19,6 +19,7 @@
 #define MAX_TAKEN 64		/* tokens that a run can give back */
 #define MAX_HELD 8		/* connections that a run can change */
 #define MAX_CT_OF_RULE 4
+#define MAX_WIRES 4
 #define MAX_RECORDS 68		/* how often a run tracks: MAX_STEPS * MAX_CT_OF_RULE */
 
 /*
@@ -330,6 +331,9 @@ struct port {
 	__u32 flags;
 	__u32 lane;		/* where what comes in waits first if the port's rate is limited, or 0 */
 	__u32 class;		/* in which it waits */
+	__u32 wires[MAX_WIRES];	/* of an uplink in a LAG: those on which rules send, or none */
+	__u32 wire_count;
+	__u32 pad;
 };
 
 /* Marks of frames in the card's network namespace, to which frames come without any. They are no ports. */

@@ -58,6 +58,7 @@ impl Bench {
             is_wire: false,
             link_up: true,
             lane: None,
+            wires: Vec::new(),
         };
         pipeline.set_port(Port(1), &config).expect("a port");
         pipeline.attach(1, Role::Port(Port(1))).expect("a netdev");

@@ -92,7 +92,9 @@ pub(crate) const MARK_SWEEP: u32 = 0xe5e5_0002;
 /// The mark with which it removes all connections (`MARK_CLEAR`).
 pub(crate) const MARK_CLEAR: u32 = 0xe5e5_0003;
 
-pub(crate) const PORT: usize = 32;
+/// The wires of a port.
+pub(crate) const MAX_WIRES: usize = 4;
+pub(crate) const PORT: usize = 56;
 pub(crate) const CONTROL: usize = 48;
 pub(crate) const OUTPUT: usize = OUTPUT_FRAME + 4096;
 /// Where the frame begins in an output.

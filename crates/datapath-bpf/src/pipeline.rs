@@ -75,7 +75,7 @@ pub enum Mode {
 }
 
 /// A port, as the program has to know it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortConfig {
     /// What happens to its frames.
     pub mode: Mode,
@@ -94,6 +94,9 @@ pub struct PortConfig {
     pub link_up: bool,
     /// Where what comes in at the port waits before anything else, if the port's rate is limited.
     pub lane: Option<Lane>,
+    /// Of the uplink of a PF in a LAG: the numbers of the wires on which frames leave that rules send to it, four at most. With
+    /// none it is `ifindex`.
+    pub wires: Vec<u32>,
 }
 
 /// Where what a limited function sends waits: it is sent out of a netdev with a queueing discipline, and comes back at
@@ -116,7 +119,11 @@ impl PortConfig {
         let flags = u32::from(self.through_inner) | u32::from(self.is_wire) << 1 | u32::from(self.link_up) << 2;
         let bytes = Bytes::default().u64(block_number(self.block)).u32(self.ifindex);
         let (lane, class) = self.lane.map_or((0, 0), |lane| (lane.ifindex, lane.class));
-        bytes.u32(self.representor.unwrap_or(0)).u32(mode).u32(flags).u32(lane).u32(class).0
+        let bytes = bytes.u32(self.representor.unwrap_or(0)).u32(mode).u32(flags).u32(lane).u32(class);
+        let wires = &self.wires[..self.wires.len().min(layout::MAX_WIRES)];
+        let bytes = wires.iter().fold(bytes, |bytes, wire| bytes.u32(*wire));
+        let bytes = (wires.len()..layout::MAX_WIRES).fold(bytes, |bytes, _| bytes.u32(0));
+        bytes.u32(wires.len() as u32).u32(0).0
     }
 }
 
@@ -218,6 +225,28 @@ impl DropReason {
         DropReason::NoFreePort,
         DropReason::ConnectionBusy,
     ];
+
+    /// The reason in one or two words, with hyphens; the same as those of [`flow::DropReason::word`].
+    pub fn word(self) -> &'static str {
+        match self {
+            DropReason::Rule => "rule",
+            DropReason::Meter => "meter",
+            DropReason::TooShort => "too-short",
+            DropReason::TooLong => "too-long",
+            DropReason::TtlExpired => "ttl-expired",
+            DropReason::TooManyGotos => "too-many-gotos",
+            DropReason::NoPort => "no-port",
+            DropReason::Inactive => "inactive",
+            DropReason::LinkDown => "link-down",
+            DropReason::NoRepresentor => "no-representor",
+            DropReason::Internal => "internal",
+            DropReason::NotIp => "not-ip",
+            DropReason::TooManyConnections => "too-many-connections",
+            DropReason::ConnectionClash => "connection-clash",
+            DropReason::NoFreePort => "no-free-port",
+            DropReason::ConnectionBusy => "connection-busy",
+        }
+    }
 
     pub(crate) fn of(number: u32) -> Option<DropReason> {
         DropReason::ALL.get((number as usize).checked_sub(1)?).copied()

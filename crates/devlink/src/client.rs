@@ -323,6 +323,15 @@ impl Client {
         Ok(String::from_utf8_lossy(&join_pieces(&answers)).lines().map(str::to_owned).collect())
     }
 
+    /// How many frames the card has dropped, by port and reason, in lines of text.
+    ///
+    /// # Errors
+    /// The card is of an older version, or the connection has ended.
+    pub fn drops(&mut self) -> Result<Vec<String>, ClientError> {
+        let answers = self.dump(ESWITCH, eswitch_family::DROPS, |_| {})?;
+        Ok(String::from_utf8_lossy(&join_pieces(&answers)).lines().map(str::to_owned).collect())
+    }
+
     /// What the flow rules would do with a frame that comes in at a port, in lines of text.
     ///
     /// # Errors

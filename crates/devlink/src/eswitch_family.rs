@@ -49,6 +49,8 @@ pub const TRACE: u8 = 8;
 pub const TC: u8 = 9;
 /// Dumps the flow rules of the card with their counters, in lines of text for people, in pieces.
 pub const RULES: u8 = 10;
+/// Dumps how many frames the card has dropped, by port and reason, in lines of text for people, in pieces.
+pub const DROPS: u8 = 11;
 /// Dumps the status of the card and of the program that runs it, as JSON, in pieces.
 pub const STATUS: u8 = 16;
 /// Asks the program that runs the card to end. The request has [`WORDS`].
@@ -106,6 +108,7 @@ pub(crate) fn family() -> Family {
             (TRACE, control::CAN_DUMP),
             (TC, control::CAN_DUMP),
             (RULES, control::CAN_DUMP),
+            (DROPS, control::CAN_DUMP),
             (STATUS, control::CAN_DUMP),
             (END, control::ADMIN | control::CAN_DO),
         ],
@@ -129,6 +132,7 @@ pub(crate) enum Request<'a> {
     Trace(PortHandle, &'a [u8]),
     Tc(Box<::tc::Request>),
     Rules,
+    Drops,
     Status,
     /// How to end.
     End(&'a str),
@@ -182,6 +186,7 @@ impl<'a> Request<'a> {
                 Ok(Self::Tc(Box::new(request)))
             }
             RULES => Ok(Self::Rules),
+            DROPS => Ok(Self::Drops),
             STATUS => Ok(Self::Status),
             END => Ok(Self::End(attributes.text(WORDS)?.ok_or(Refusal::missing(WORDS))?)),
             _ => Err(Refusal::bare(Errno::OPNOTSUPP)),
@@ -249,6 +254,12 @@ impl<'a> Request<'a> {
                 add_pieces(RULES, rules(served, cx).join("\n").as_bytes(), reply);
                 Ok(())
             }
+            Self::Drops => {
+                let engine = served.card.engine();
+                let lines = shown::drops(engine.config(), &engine.flow_drops(cx));
+                add_pieces(DROPS, lines.join("\n").as_bytes(), reply);
+                Ok(())
+            }
             Self::Status => {
                 add_pieces(STATUS, host(served)?.status(cx).as_bytes(), reply);
                 Ok(())
@@ -270,6 +281,7 @@ impl<'a> Request<'a> {
             | Self::Trace(..)
             | Self::Tc(_)
             | Self::Rules
+            | Self::Drops
             | Self::Status
             | Self::End(_) => Touched::Nothing,
         }

@@ -159,10 +159,17 @@ pub struct Show {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 What programs have offloaded to the card is here: tc's filters with in_hw, and what Open vSwitch makes of its flows. A rule
-has the words of `tc filter`, as `esw run` and the prompt read them.")]
+has the words of `tc filter`, as `esw run` and the prompt read them.
+
+With --drops, the frames that the card has dropped since its first rule, for each port at which they came in (or which
+they could not reach, for no-port and link-down) and each reason. Frames that no rule takes are not dropped: they arrive at
+the representor.")]
 pub struct Rules {
     #[command(flatten)]
     pub which: Which,
+    /// List the frames that were dropped, by port and reason
+    #[arg(long)]
+    pub drops: bool,
 }
 
 /// `esw trace`.

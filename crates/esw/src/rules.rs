@@ -1,4 +1,4 @@
-//! `esw rules`: the flow rules of cards that are up.
+//! `esw rules`: the flow rules of cards that are up, and what they have dropped.
 
 use anyhow::Result;
 
@@ -14,7 +14,8 @@ use crate::sockets::connect;
 /// No card is up, or a daemon does not answer.
 pub fn rules(arguments: &Rules) -> Result<u8> {
     for mut card in connect(&arguments.which)? {
-        card.client.rules()?.iter().for_each(|text| line(&printable(text)));
+        let lines = if arguments.drops { card.client.drops()? } else { card.client.rules()? };
+        lines.iter().for_each(|text| line(&printable(text)));
     }
     Ok(HELD)
 }

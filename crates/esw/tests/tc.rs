@@ -411,6 +411,9 @@ $ESW exec -- tc filter del dev enp8s0f0npf0vf0 ingress prio 2
 $ESW exec -- tc filter add dev enp8s0f0npf0vf0 ingress protocol ip prio 3 handle 9 flower skip_sw dst_ip 9.9.9.9 action drop \
   2> $FOLDER/again || true
 ip netns exec n0 ping -q -c 2 -i 0.01 -W 0.2 10.0.0.2 > $FOLDER/removed || true
+ip netns exec n0 ip route add 9.9.9.0/24 via 10.0.0.2
+ip netns exec n0 ping -q -c 3 -i 0.01 -W 0.2 9.9.9.9 > /dev/null || true
+$ESW rules --drops > $FOLDER/drops
 kill -9 $second
 up > /dev/null
 list > $FOLDER/last
@@ -442,6 +445,7 @@ fn filters_carry_frames_while_the_daemon_is_dead_and_the_next_one_has_them() {
     // They are as any others: one is there, another can be deleted, and that is not forgotten.
     assert!(read("again").contains("Filter already exists"), "{}", read("again"));
     assert!(read("removed").contains(" 0 received"), "{}", read("removed"));
+    assert_eq!(read("drops"), "enp8s0f0npf0vf0 rule: 3 frames\n");
     assert_eq!(read("last").matches("in_hw in_hw_count 1").count(), 4, "{}", read("last"));
     assert!(!read("left").contains(".flows"), "a card that was taken down has no rules: {}", read("left"));
 }

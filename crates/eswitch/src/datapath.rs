@@ -65,6 +65,17 @@ pub enum Arrival {
     Representor(Port),
 }
 
+/// Frames that a card has dropped for one reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Dropped {
+    /// The port at which they came in, or which they could not reach.
+    pub port: Port,
+    /// Why, in one or two words with hyphens.
+    pub reason: &'static str,
+    /// How many, since the first rule was installed.
+    pub frames: u64,
+}
+
 /// A card's data plane.
 ///
 /// Every call has a token at [`CardCall`], so a data plane cannot call back into the engine.
@@ -87,6 +98,10 @@ pub trait Datapath: Send + Sync {
     /// Removes every rule and meter of an E-Switch at once, in a time that hardly depends on their number.
     fn clear(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex);
 
+    /// Sets on which wires frames leave that rules send to the uplink of a member of a LAG: on those of `tx`, one flow on
+    /// the same. Without members each E-Switch uses its own wire, as at first. It replaces what was set before.
+    fn set_lag(&self, cx: &mut Locked<'_, CardCall>, members: &[PfIndex], tx: &[PfIndex]);
+
     /// Carries out changes in their order. For each, the counter of its rule as it is then, the last one for a rule
     /// that is removed, zero for a meter; or why it was refused. What is refused leaves nothing behind, and the other
     /// changes are carried out all the same. Only [`Change::Install`], [`Change::SetActions`] and [`Change::SetMeter`]
@@ -100,6 +115,9 @@ pub trait Datapath: Send + Sync {
 
     /// The counters of rules that are installed, in the same order.
     fn counters(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, rules: &[RuleId]) -> Vec<Counter>;
+
+    /// How many frames the card has dropped, by port and reason, in order.
+    fn drops(&self, cx: &mut Locked<'_, CardCall>) -> Vec<Dropped>;
 
     /// The rules that are installed, in order, for an E-Switch that is open. `None`: it is not.
     fn installed(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> Option<Vec<RuleId>>;

@@ -27,7 +27,7 @@ use lockdep::{LockBefore, Locked, Mutex, Shadow, digest};
 use serde::{Deserialize, Serialize};
 
 use crate::card::{Card, CardError, Resource};
-use crate::datapath::{Arrival, Change, Datapath, pf_of, port, port_kind};
+use crate::datapath::{Arrival, Change, Datapath, Dropped, pf_of, port, port_kind};
 use crate::engine::Engine;
 use crate::error::{Errno, Error};
 use crate::ids::{MacAddr, PciAddress, PfIndex, PfSet, RepType, Vport};
@@ -171,6 +171,8 @@ pub(crate) struct Flows {
 struct State {
     /// Those in switchdev mode.
     switches: BTreeMap<PfIndex, Switch>,
+    /// The members of a multiport E-Switch, whose rules may name each other's uplinks.
+    joined: PfSet,
     /// The PF's next hops to the ends of tunnels.
     neighbours: BTreeMap<(PfIndex, IpAddr), Neighbour>,
     last_rule: u64,
@@ -242,6 +244,7 @@ impl Flows {
                 match *resource {
                     Resource::SwitchdevFdb(pf) => state.open(cx, datapath, pf),
                     Resource::PeerRules(pf, peer) => state.pair(cx, datapath, pf, peer),
+                    Resource::MpeswMetadata(pf) => state.join(cx, datapath, pf),
                     _ => {}
                 }
             }
@@ -263,6 +266,7 @@ impl Flows {
             for resource in resources {
                 match *resource {
                     Resource::PeerRules(pf, peer) => state.unpair(cx, datapath, pf, peer),
+                    Resource::MpeswMetadata(pf) => state.part(cx, datapath, pf),
                     Resource::SwitchdevFdb(pf) => state.close(cx, datapath, pf),
                     _ => {}
                 }
@@ -278,7 +282,13 @@ impl Flows {
 
 /// Whether rules depend on a resource.
 fn concerns_flows(resource: &Resource) -> bool {
-    matches!(resource, Resource::SwitchdevFdb(_) | Resource::PeerRules(..) | Resource::Representor(_, _, RepType::Eth))
+    matches!(
+        resource,
+        Resource::SwitchdevFdb(_)
+            | Resource::PeerRules(..)
+            | Resource::MpeswMetadata(_)
+            | Resource::Representor(_, _, RepType::Eth)
+    )
 }
 
 /// The vports of the netdev representors among resources, by PF.
@@ -296,7 +306,8 @@ type CardCx<'a, 'b> = &'a mut Locked<'b, CardCall>;
 
 impl State {
     fn open(&mut self, cx: CardCx<'_, '_>, datapath: &dyn Datapath, pf: PfIndex) {
-        let tables = Tables::new(datapath.capabilities());
+        let mut tables = Tables::new(datapath.capabilities());
+        tables.join_uplinks(self.joined.contains(pf));
         self.switches
             .insert(pf, Switch { tables, ports: BTreeSet::new(), loadings: BTreeMap::new(), peers: PfSet::default() });
         datapath.open(cx, pf);
@@ -323,8 +334,10 @@ impl State {
             switch.loadings.extend(vports.iter().map(|vport| (*vport, self.loadings)));
             switch.attach(cx, datapath, pf, pf, vports.iter().copied());
         }
+        let joined = self.joined;
         for (peer, switch) in self.switches.iter_mut().filter(|(_, switch)| switch.peers.contains(pf)) {
-            switch.attach(cx, datapath, *peer, pf, vports.iter().copied().filter(is_for_peers));
+            let for_peer = vports.iter().copied().filter(|vport| is_for_peer(joined, (pf, *vport), *peer));
+            switch.attach(cx, datapath, *peer, pf, for_peer);
         }
     }
 
@@ -336,18 +349,59 @@ impl State {
             }
             switch.detach(cx, datapath, &self.records, (pf, pf), vports.iter().copied());
         }
+        let joined = self.joined;
         for (peer, switch) in self.switches.iter_mut().filter(|(_, switch)| switch.peers.contains(pf)) {
-            switch.detach(cx, datapath, &self.records, (*peer, pf), vports.iter().copied().filter(is_for_peers));
+            let for_peer = vports.iter().copied().filter(|vport| is_for_peer(joined, (pf, *vport), *peer));
+            switch.detach(cx, datapath, &self.records, (*peer, pf), for_peer);
         }
     }
 
     /// Lets the rules of an E-Switch name the ports of a peer.
     fn pair(&mut self, cx: CardCx<'_, '_>, datapath: &dyn Datapath, pf: PfIndex, peer: PfIndex) {
         let ports: Vec<Vport> = self.switches.get(&peer).into_iter().flat_map(|of| of.ports.iter().copied()).collect();
+        let joined = self.joined;
         if let Some(switch) = self.switches.get_mut(&pf) {
             switch.peers.insert(peer);
-            switch.attach(cx, datapath, pf, peer, ports.into_iter().filter(is_for_peers));
+            let for_peer = ports.into_iter().filter(|vport| is_for_peer(joined, (peer, *vport), pf));
+            switch.attach(cx, datapath, pf, peer, for_peer);
         }
+    }
+
+    /// Lets the rules of the members of a multiport E-Switch, of which a PF is one now, name each other's uplinks.
+    fn join(&mut self, cx: CardCx<'_, '_>, datapath: &dyn Datapath, pf: PfIndex) {
+        self.joined.insert(pf);
+        for (to, of) in self.joints(pf) {
+            if let Some(switch) = self.switches.get_mut(&to) {
+                switch.attach(cx, datapath, to, of, [Vport::Uplink].into_iter());
+            }
+        }
+        if let Some(switch) = self.switches.get_mut(&pf) {
+            switch.tables.join_uplinks(true);
+        }
+    }
+
+    /// Ends that for a PF, and removes the rules that do.
+    fn part(&mut self, cx: CardCx<'_, '_>, datapath: &dyn Datapath, pf: PfIndex) {
+        for (to, of) in self.joints(pf) {
+            if let Some(switch) = self.switches.get_mut(&to) {
+                switch.detach(cx, datapath, &self.records, (to, of), [Vport::Uplink].into_iter());
+            }
+        }
+        self.joined.remove(pf);
+        if let Some(switch) = self.switches.get_mut(&pf) {
+            switch.tables.join_uplinks(false);
+        }
+    }
+
+    /// The pairs of which a member is one: the E-Switch whose rules may name an uplink, and whose uplink that is.
+    fn joints(&self, pf: PfIndex) -> Vec<(PfIndex, PfIndex)> {
+        let others = self.joined.iter().filter(|other| *other != pf && self.joined.contains(pf));
+        let both = others.flat_map(|other| [(pf, other), (other, pf)]);
+        let may = |(to, of): &(PfIndex, PfIndex)| {
+            let knows = self.switches.get(to).is_some_and(|switch| switch.peers.contains(*of));
+            knows && self.switches.get(of).is_some_and(|switch| switch.ports.contains(&Vport::Uplink))
+        };
+        both.filter(may).collect()
     }
 
     /// Ends that, and removes the rules that do.
@@ -549,9 +603,10 @@ impl State {
     }
 }
 
-/// Whether the rules of a paired E-Switch may send to a vport: not to an uplink, which is each E-Switch's own.
-fn is_for_peers(vport: &Vport) -> bool {
-    *vport != Vport::Uplink
+/// Whether the rules of a paired E-Switch may send to a vport of a PF: to an uplink, which is each E-Switch's own, only in a
+/// multiport E-Switch of both.
+fn is_for_peer(joined: PfSet, (pf, vport): (PfIndex, Vport), peer: PfIndex) -> bool {
+    vport != Vport::Uplink || joined.contains(pf) && joined.contains(peer)
 }
 
 impl Switch {
@@ -739,6 +794,15 @@ impl Engine {
             counters
         });
         read.unwrap_or_else(|| vec![None; rules.len()])
+    }
+
+    /// How many frames the card has dropped, by port and reason, in order.
+    pub fn flow_drops<P>(&self, cx: &mut Locked<'_, P>) -> Vec<Dropped>
+    where
+        P: LockBefore<CardCall>,
+    {
+        let datapath = self.shared.card.datapath();
+        datapath.map(|datapath| datapath.drops(&mut cx.narrow())).unwrap_or_default()
     }
 
     /// The rules of the E-Switch of a PF, from the oldest. Empty if it is not in switchdev mode.

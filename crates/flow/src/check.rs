@@ -497,7 +497,8 @@ fn outputs(rule: &Rule, tables: &Tables) -> Checked {
     let is_uplink = |port| tables.port(port) == Some(PortKind::Uplink);
     let others = || ports.iter().filter(|port| **port != own && is_uplink(**port));
     refuse_if(!is_uplink(own) && ports.contains(&own), RuleError::OutputToItself)?;
-    refuse_if(is_uplink(own) && others().next().is_some(), RuleError::UplinkToUplink)
+    let apart = !tables.has_joined_uplinks();
+    refuse_if(apart && is_uplink(own) && others().next().is_some(), RuleError::UplinkToUplink)
 }
 
 /// Each tunnel that is set is used by an output.

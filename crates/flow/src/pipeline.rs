@@ -101,6 +101,24 @@ pub enum DropReason {
     NoFreePort,
 }
 
+impl DropReason {
+    /// The reason in one or two words, with hyphens.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Rule(_) => "rule",
+            Self::Meter(_) => "meter",
+            Self::TooShort => "too-short",
+            Self::TooLong => "too-long",
+            Self::TtlExpired => "ttl-expired",
+            Self::TooManyGotos => "too-many-gotos",
+            Self::NotIp => "not-ip",
+            Self::TooManyConnections => "too-many-connections",
+            Self::ConnectionClash => "connection-clash",
+            Self::NoFreePort => "no-free-port",
+        }
+    }
+}
+
 /// Why no rule carried a frame on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MissReason {

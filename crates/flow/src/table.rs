@@ -39,6 +39,8 @@ pub struct Tables {
     tunnels: Tunnels,
     chains: BTreeMap<(Block, u32), BTreeMap<u32, Priority>>,
     next_rule: u64,
+    /// Whether rules of one uplink may send to another.
+    joined: bool,
 }
 
 /// The rules that encapsulate, by the ends of their tunnels.
@@ -197,7 +199,17 @@ impl Tables {
             tunnels: Tunnels::default(),
             chains: BTreeMap::new(),
             next_rule: 1,
+            joined: false,
         }
+    }
+
+    /// Sets whether rules of one uplink may send to another: in a multiport E-Switch. At first they may not.
+    pub fn join_uplinks(&mut self, joined: bool) {
+        self.joined = joined;
+    }
+
+    pub(crate) fn has_joined_uplinks(&self) -> bool {
+        self.joined
     }
 
     /// What the card can do.

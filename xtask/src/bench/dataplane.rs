@@ -375,6 +375,7 @@ impl Trial {
             is_wire: false,
             link_up: true,
             lane: None,
+            wires: Vec::new(),
         };
         pipeline.set_port(Port(1), &config)?;
         pipeline.attach(1, Role::Port(Port(1)))?;

@@ -8,11 +8,11 @@ use std::time::Duration;
 use crate::common::frames::Tap;
 use crate::common::*;
 use crate::rates::{assert_limited, bridge_representors, measured, rate, send, set, stations, until_it_flows, vfs};
-use card_linux::cannot_offload;
+use card_linux::{Wire, cannot_offload};
 use eswitch::card::{Card, Resource};
 use eswitch::datapath::{Change, Datapath, port};
 use eswitch::rate::TxRates;
-use eswitch::{CardConfig, Vport};
+use eswitch::{CardConfig, PfIndex, RepType, Vport};
 use flow::{Action, Counter, Field, Match, Meter, MeterId, PortKind, Protocol, Rate, Rule, RuleId};
 
 /// Whether rules can be offloaded here; if not, a line says so.
@@ -57,7 +57,7 @@ fn open_rules(rig: &Rig, n: u16) {
 fn install(rig: &Rig, rules: &[(u64, Rule)]) {
     let changes: Vec<_> = rules.iter().map(|(id, rule)| Change::Install(RuleId(*id), rule)).collect();
     let outcomes = plane(rig, |plane, cx| plane.commit(cx, PF, &changes));
-    outcomes.into_iter().for_each(|outcome| drop(outcome.expect("installed")));
+    outcomes.into_iter().for_each(|outcome| assert!(outcome.is_ok(), "{outcome:?}"));
 }
 
 fn remove(rig: &Rig, ids: &[u64]) {
@@ -145,6 +145,9 @@ fn nothing_reaches_a_function_without_a_link_by_a_rule() {
         assert!(vf0.send([0xff; 6], [2; 6], "to nobody again"));
         assert_eq!(vf1.received(0), [""; 0]);
         assert!(counter(&rig, 1).packets >= 3, "the rule took all of them");
+        let drops = plane(&rig, |plane, cx| plane.drops(cx));
+        let down = drops.iter().find(|dropped| dropped.port == of_vf(1) && dropped.reason == "link-down");
+        assert!(down.is_some_and(|dropped| dropped.frames >= 2), "{drops:?}");
     });
 }
 
@@ -212,7 +215,7 @@ fn rules_carry_frames_while_no_process_has_the_card_and_the_next_one_has_them() 
         // They can be changed and removed as those that this process has made.
         let dropped = Rule { actions: vec![Action::Drop], ..to_vf(0, 1) };
         let changed = plane(&rig, |plane, cx| plane.commit(cx, PF, &[Change::SetActions(RuleId(11), &dropped)]));
-        changed.into_iter().for_each(|outcome| drop(outcome.expect("changed")));
+        changed.into_iter().for_each(|outcome| assert!(outcome.is_ok(), "{outcome:?}"));
         std::thread::sleep(Duration::from_millis(100));
         assert!(measured(&[1])[0] < 0.1, "it drops them");
         remove(&rig, &[11, 12, 13]);
@@ -242,6 +245,61 @@ fn a_takeover_removes_rules_that_nobody_restores() {
         // A rule of the old name can be installed again.
         install(&rig, &[(14, to_vf(0, 1))]);
         until_it_flows(&[1]);
+        assert_eq!(rig.complaints(), [""; 0]);
+    });
+}
+
+#[test]
+fn frames_leave_by_the_wire_on_which_the_lag_transmits() {
+    const NAME: &str = "frames_leave_by_the_wire_on_which_the_lag_transmits";
+    in_own_namespaces(NAME, || {
+        if !can_offload(NAME) {
+            return;
+        }
+        let other = PfIndex(1);
+        let rig = Rig::new(CardConfig { pfs: 2, ..CardConfig::default() });
+        for pf in [PF, other] {
+            rig.make(&[Resource::Function(pf), Resource::PfNetdev(pf)]);
+            rig.with(|card, cx| card.set_wire(cx, pf, Wire::Netdev(format!("net{}", pf.0)))).unwrap();
+            sh(&format!("ip link set net{} up", pf.0));
+        }
+        rig.make(&vf_ports(1));
+        let uplink = |pf| Resource::Representor(pf, Vport::Uplink, RepType::Eth);
+        for pf in [PF, other] {
+            rig.make(&[Resource::SwitchdevFdb(pf)]);
+            rig.make(&[uplink(pf)]);
+            plane(&rig, |plane, cx| {
+                plane.open(cx, pf);
+                plane.attach(cx, pf, &[(port(pf, Vport::Uplink), PortKind::Uplink)]);
+            });
+        }
+        rig.make(&vf_reps(1));
+        plane(&rig, |plane, cx| plane.attach(cx, PF, &[(of_vf(0), PortKind::Vport)]));
+        let actions = [Action::Redirect(port(PF, Vport::Uplink))];
+        install(&rig, &[(1, Rule::new(of_vf(0), Match::new(), actions).with_priority(9, Protocol::All))]);
+        sh("ip link set enp8s0f0v0 up; ip link set enp8s0f0npf0vf0 up; ip link set enp8s0f0np0 up");
+        eventually("ip link show enp8s0f0v0 | grep -q LOWER_UP");
+        let vf0 = Tap::on(None, "enp8s0f0v0");
+        let wires = [Tap::on(None, "net0"), Tap::on(None, "net1")];
+        let lag = |members: &[PfIndex], tx: &[PfIndex]| plane(&rig, |plane, cx| plane.set_lag(cx, members, tx));
+        // Sends frames to 32 addresses, and says how many have arrived at each wire.
+        let mut round = 0;
+        let mut arrive = || {
+            round += 1;
+            let text = format!("round {round}");
+            (0..32).for_each(|n| assert!(vf0.send([2, 0, 0, 0, 0, n], [2; 6], &text)));
+            std::thread::sleep(Duration::from_millis(100));
+            wires.each_ref().map(|wire| wire.received(0).iter().filter(|frame| **frame == text).count())
+        };
+        assert_eq!(arrive(), [32, 0]);
+        lag(&[PF, other], &[other]);
+        assert_eq!(arrive(), [0, 32]);
+        lag(&[PF, other], &[PF, other]);
+        let spread = arrive();
+        assert!(spread[0] + spread[1] == 32 && spread[0] >= 6 && spread[1] >= 6, "{spread:?}");
+        assert_eq!(arrive(), spread);
+        lag(&[], &[]);
+        assert_eq!(arrive(), [32, 0]);
         assert_eq!(rig.complaints(), [""; 0]);
     });
 }

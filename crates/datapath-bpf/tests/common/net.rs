@@ -227,6 +227,7 @@ impl Card {
             is_wire: false,
             link_up: true,
             lane: None,
+            wires: Vec::new(),
         };
         change(&mut config);
         self.pipeline.set_port(port, &config).expect("a port");

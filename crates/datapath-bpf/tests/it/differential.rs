@@ -68,6 +68,7 @@ impl Both {
                 is_wire: port == wanted.uplink,
                 link_up: true,
                 lane: None,
+                wires: Vec::new(),
             };
             self.pipeline.set_port(port, &config).expect("a port");
             self.pipeline.attach(port.0, Role::Port(port)).expect("a netdev");

@@ -50,6 +50,7 @@ impl Card {
             is_wire: false,
             link_up: true,
             lane: None,
+            wires: Vec::new(),
         };
         pipeline.set_port(Port(1), &config).expect("a port");
         pipeline.attach(1, Role::Port(Port(1))).expect("a netdev");

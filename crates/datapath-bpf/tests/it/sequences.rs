@@ -357,6 +357,7 @@ fn put(pipeline: &mut Pipeline) {
             is_wire: false,
             link_up: true,
             lane: None,
+            wires: Vec::new(),
         };
         pipeline.set_port(port, &config).expect("a port");
         pipeline.attach(port.0, Role::Port(port)).expect("a netdev");

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::card::{
     Acl, Card, CardError, Counters, Create, FailedCreate, MovedInstance, OnNetdevChange, Resource, ResourceKind,
 };
-use crate::datapath::{Arrival, Change, Datapath};
+use crate::datapath::{Arrival, Change, Datapath, Dropped};
 use crate::ids::{MacAddr, PfIndex, Vport};
 use crate::lock_order::{CardCall, CardState};
 use crate::rate::TxRates;
@@ -231,6 +231,11 @@ impl<C: Card> Datapath for Faulty<C> {
     fn detach(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, ports: &[Port]) {
         self.each(|plane| plane.detach(cx, pf, ports));
     }
+    fn set_lag(&self, cx: &mut Locked<'_, CardCall>, members: &[PfIndex], tx: &[PfIndex]) {
+        if let Some(datapath) = self.inner.datapath() {
+            datapath.set_lag(cx, members, tx);
+        }
+    }
     fn clear(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) {
         self.each(|plane| plane.clear(cx, pf));
     }
@@ -266,6 +271,9 @@ impl<C: Card> Datapath for Faulty<C> {
     }
     fn counters(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, rules: &[RuleId]) -> Vec<Counter> {
         self.inner.datapath().map(|plane| plane.counters(cx, pf, rules)).unwrap_or_default()
+    }
+    fn drops(&self, cx: &mut Locked<'_, CardCall>) -> Vec<Dropped> {
+        self.inner.datapath().map(|datapath| datapath.drops(cx)).unwrap_or_default()
     }
     fn installed(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> Option<Vec<RuleId>> {
         self.inner.datapath()?.installed(cx, pf)

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use flow::{Counter, Port, RuleId};
 use lockdep::{LockBefore, Locked};
 
-use super::{Flows, State, is_for_peers};
+use super::{Flows, State, is_for_peer};
 use crate::card::Card;
 use crate::datapath::port;
 use crate::ids::{Mode, PfIndex, Vport};
@@ -18,14 +18,17 @@ pub(super) struct Seen {
 }
 
 impl State {
-    /// The ports that the rules of an E-Switch may name: its own, and those of its peers that are no uplinks.
+    /// The ports that the rules of an E-Switch may name: its own, and those of its peers. Their uplinks only in a multiport
+    /// E-Switch.
     fn nameable(&self, pf: PfIndex) -> BTreeSet<Port> {
         let Some(switch) = self.switches.get(&pf) else { return BTreeSet::new() };
         let own = switch.ports.iter().map(|vport| port(pf, *vport));
         let of_peer = |peer| self.switches.get(&peer).map(|of| (peer, of));
         let of_peers = switch.peers.iter().filter_map(of_peer);
-        let of_peers =
-            of_peers.flat_map(|(peer, of)| of.ports.iter().filter(|v| is_for_peers(v)).map(move |v| port(peer, *v)));
+        let is_for_us = |peer, vport: &Vport| is_for_peer(self.joined, (peer, *vport), pf);
+        let of_peers = of_peers.flat_map(|(peer, of)| {
+            of.ports.iter().filter(move |vport| is_for_us(peer, vport)).map(move |vport| port(peer, *vport))
+        });
         own.chain(of_peers).collect()
     }
 

@@ -180,6 +180,12 @@ impl Shared {
 
     fn emit_lag(&self, cx: &mut Locked<'_, Devcom>) {
         let view = self.lag.view(cx);
+        if let Some(datapath) = self.card.datapath() {
+            let members = self.lag.state.lock(cx).0.members.clone();
+            // In a multiport E-Switch each port is used as rules name it.
+            let (members, tx) = if view.mode == LagMode::Mpesw { (Vec::new(), Vec::new()) } else { (members, view.tx) };
+            datapath.set_lag(&mut cx.narrow(), &members, &tx);
+        }
         self.events.emit(cx, || Event::Lag(view.mode, view.reason));
     }
 

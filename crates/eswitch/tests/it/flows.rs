@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use crate::common::{Bench, addr, story};
 use card_memory::Forwarded;
-use eswitch::datapath::port;
+use eswitch::datapath::{Arrival, Dropped, port};
+use eswitch::lag::{Bond, TxType};
 use eswitch::{CardConfig, FlowChange, FlowDone, FlowError, Mode, PfIndex, PortHandle, PortIndex, Vport};
 use flow::{
     Action, Block, Counter, Encap, Fate, Field, Match, Meter, MeterId, Neighbour, Police, Port, Protocol, Rate, Rule,
@@ -184,6 +185,76 @@ fn rules_name_ports_of_a_paired_e_switch_but_not_its_uplink() {
     });
 }
 
+/// Where frames to different addresses arrive that come in at a port.
+fn arrivals(bench: &Bench, cx: Cx<'_, '_>, from: Port, lasts: std::ops::Range<u8>) -> Vec<Arrival> {
+    let sent = lasts.flat_map(|last| bench.engine.send_frame(cx, from, Duration::ZERO, &frame(last)).unwrap());
+    sent.collect()
+}
+
+#[test]
+fn rules_send_to_an_uplink_by_the_wires_on_which_the_lag_transmits() {
+    story(|cx, domain| {
+        let bench = Bench::start(cx, domain, CardConfig { shared_fdb: true, ..switchdev(2, 1) });
+        let (engine, wires) = (&bench.engine, [PF0, PF1].map(|pf| port(pf, Vport::Uplink)));
+        engine.settle(cx, true);
+        let all = Rule::new(vf(0), Match::new(), [Action::Redirect(wires[0])]);
+        add(&bench, cx, FlowChange::Add { pf: PF0, rule: Box::new(all) });
+        let on = |wire: usize| vec![Arrival::Port(wires[wire]); 64];
+        assert_eq!(arrivals(&bench, cx, vf(0), 0..64), on(0));
+        let bond = |tx| {
+            let (ports, foreign) = ([PF0, PF1].into_iter().collect(), Vec::new());
+            Some(Bond { name: "bond0".to_owned(), tx, ports, foreign })
+        };
+        for active in [PF1, PF0] {
+            engine.bond_changed(cx, bond(TxType::ActiveBackup(Some(active))));
+            engine.settle(cx, true);
+            assert_eq!(arrivals(&bench, cx, vf(0), 0..64), on(usize::from(active.0)));
+        }
+        engine.bond_changed(cx, bond(TxType::Hash));
+        engine.settle(cx, true);
+        let spread = arrivals(&bench, cx, vf(0), 0..64);
+        let first = spread.iter().filter(|arrival| **arrival == Arrival::Port(wires[0])).count();
+        assert!((8..=56).contains(&first), "{first} of 64 flows leave by the first wire");
+        assert_eq!(arrivals(&bench, cx, vf(0), 0..64), spread, "a flow stays on its wire");
+        engine.bond_changed(cx, None);
+        engine.settle(cx, true);
+        assert_eq!(arrivals(&bench, cx, vf(0), 0..64), on(0));
+        bench.end(cx);
+    });
+}
+
+#[test]
+fn in_a_multiport_e_switch_rules_lead_from_one_uplink_to_the_other_and_go_with_it() {
+    story(|cx, domain| {
+        let bench = Bench::start(cx, domain, switchdev(2, 1));
+        let (engine, wires) = (&bench.engine, [PF0, PF1].map(|pf| port(pf, Vport::Uplink)));
+        engine.settle(cx, true);
+        let unknown = Err(FlowError::Refused(RuleError::UnknownPort(wires[1])));
+        assert_eq!(change(&bench, cx, redirect(wires[0], wires[1], 1)), unknown);
+        engine.set_esw_multiport(cx, addr(), true).unwrap();
+        engine.settle(cx, true);
+        let there = add(&bench, cx, redirect(wires[0], wires[1], 1));
+        let back = add(&bench, cx, redirect(wires[1], wires[0], 2));
+        let from_vf = add(&bench, cx, redirect(vf(0), wires[1], 3));
+        assert_eq!(send(&bench, cx, wires[0], 1), [wires[1]]);
+        assert_eq!(arrivals(&bench, cx, wires[1], 2..3), [Arrival::Port(wires[0])]);
+        assert_eq!(send(&bench, cx, vf(0), 3), [wires[1]]);
+        assert_eq!((rules(&bench, cx, PF0), rules(&bench, cx, PF1)), (vec![there, from_vf], vec![back]));
+        let kept = add(&bench, cx, redirect(vf(0), wires[0], 4));
+        engine.set_esw_multiport(cx, addr(), false).unwrap();
+        engine.settle(cx, true);
+        assert_eq!((rules(&bench, cx, PF0), rules(&bench, cx, PF1)), (vec![kept], vec![]));
+        assert_eq!(change(&bench, cx, redirect(vf(0), wires[1], 3)), unknown);
+        // A member that leaves takes the others' rules along.
+        engine.set_esw_multiport(cx, addr(), true).unwrap();
+        add(&bench, cx, redirect(wires[0], wires[1], 1));
+        let second = CardConfig::default().pf_address(PF1);
+        engine.set_mode(cx, second, Mode::Legacy).unwrap();
+        assert_eq!(rules(&bench, cx, PF0), [kept]);
+        bench.end(cx);
+    });
+}
+
 #[test]
 fn a_tunnel_follows_its_next_hop() {
     story(|cx, domain| {
@@ -243,6 +314,23 @@ fn a_traced_frame_meets_the_meters_as_they_are_and_changes_none() {
         assert_eq!(fate(cx), Fate::Dropped(flow::DropReason::Meter(MeterId(4))), "a frame has used the burst up");
         let counter = |cx: Cx<'_, '_>| bench.engine.flow_counters(cx, &[RuleId(1)])[0].unwrap().packets;
         assert_eq!(counter(cx), 1);
+        bench.end(cx);
+    });
+}
+
+#[test]
+fn what_is_dropped_is_counted_by_port_and_reason() {
+    story(|cx, domain| {
+        let bench = Bench::start(cx, domain, switchdev(1, 2));
+        let wanted = Match::new().with(Field::EthDst, [2, 0, 0, 0, 0, 1]);
+        add(&bench, cx, FlowChange::Add { pf: PF0, rule: Box::new(Rule::new(vf(0), wanted, [Action::Drop])) });
+        assert_eq!(bench.engine.flow_drops(cx), []);
+        (0..3).for_each(|_| drop(send(&bench, cx, vf(0), 1)));
+        assert_eq!(send(&bench, cx, vf(0), 2), [], "the representor has it, so it is not dropped");
+        let sent = bench.engine.send_frame(cx, vf(1), Duration::ZERO, &[1, 2, 3]);
+        assert_eq!(sent, Ok(vec![]));
+        let dropped = |port, reason, frames| Dropped { port, reason, frames };
+        assert_eq!(bench.engine.flow_drops(cx), [dropped(vf(0), "rule", 3), dropped(vf(1), "too-short", 1)]);
         bench.end(cx);
     });
 }
