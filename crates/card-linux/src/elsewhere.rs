@@ -79,6 +79,7 @@ impl Operation<'_> {
     /// Notes how a netdev is that is elsewhere. If it is a representor and has another MTU than `before`, its function
     /// is given that.
     fn note_elsewhere(&mut self, near: u32, netns: Option<i32>, link: Link, before: Option<u32>) {
+        self.note_xdp(near, &link);
         let mut books = self.books();
         let new_mtu = match Inside::of(near) {
             Some(Inside::Inner(slot)) if slot.vport != Vport::Uplink => {

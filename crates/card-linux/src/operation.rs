@@ -278,6 +278,11 @@ impl Operation<'_> {
         self.card.plane.forget_lane(&mut self.cx, pf);
     }
 
+    /// Notes whether the netdev of a function has a native XDP program.
+    pub(crate) fn set_xdp(&mut self, slot: Slot, has_xdp: bool) {
+        self.card.plane.set_xdp(&mut self.cx, slot, has_xdp);
+    }
+
     /// Removes flow rules that were found and not asked for again.
     pub(crate) fn end_taking_rules_over(&mut self) {
         self.card.plane.end_taking_over(&mut self.cx);

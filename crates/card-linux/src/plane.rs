@@ -62,6 +62,8 @@ struct State {
 struct Ports {
     /// Those of functions without a link.
     without_link: BTreeSet<Port>,
+    /// Those of functions whose netdevs have native XDP programs.
+    with_xdp: BTreeSet<Port>,
     /// Where what limited functions send waits.
     lanes: BTreeMap<Port, Lane>,
     /// The PFs whose lanes lead back to the program.
@@ -130,6 +132,17 @@ impl Plane {
             }
         }
         state.tell(&changed);
+    }
+
+    /// Notes whether the netdev of a function has a native XDP program. If it has, frames go there through the card's end:
+    /// what is handed to the netdev itself is past its program.
+    pub(crate) fn set_xdp<L>(&self, cx: &mut Locked<'_, L>, slot: Slot, has_xdp: bool) {
+        let port = datapath::port(slot.pf, slot.vport);
+        let mut state = self.state.lock_leaf(cx);
+        let with = &mut state.ports.with_xdp;
+        if if has_xdp { with.insert(port) } else { with.remove(&port) } {
+            state.tell(&[port]);
+        }
     }
 
     /// Notes which functions of a PF are limited, with the classes in which what they send waits. The PF's lane leads
@@ -293,7 +306,7 @@ fn set_port(pipeline: &mut Pipeline, ports: &Ports, port: Port, active: bool) ->
         block: Block::Port(port),
         ifindex: slot.port(),
         representor: Some(slot.inner()),
-        through_inner: false,
+        through_inner: ports.with_xdp.contains(&port),
         is_wire: slot.vport == Vport::Uplink,
         link_up: !ports.without_link.contains(&port),
         lane: lane.copied(),

@@ -429,6 +429,7 @@ impl Operation<'_> {
         let mut changes = self.follow_elsewhere(&events.elsewhere);
         self.follow_outers(&events.outers);
         self.fit_card_ends(&events.outers);
+        self.follow_xdp(&events.outers);
         changes.extend(self.follow_deletions(&events.gone));
         self.follow_carriers();
         changes.extend(self.books().update_names(events.outers.values().map(|(_, link)| link)));
@@ -495,6 +496,23 @@ impl Operation<'_> {
         }
         drop(books);
         new_mtus.into_iter().for_each(|(slot, mtu)| self.pass_mtu_on(slot, mtu));
+    }
+
+    /// Notes which functions' netdevs have native XDP programs, of those that are where netdevs appear.
+    fn follow_xdp(&mut self, outers: &HashMap<u32, (Slot, Link)>) {
+        let inside_id = self.books().inside_id;
+        for (_, link) in outers.values() {
+            if let Some((near, _)) = link.peer.filter(|(_, netns)| netns.is_some() && *netns == inside_id) {
+                self.note_xdp(near, link);
+            }
+        }
+    }
+
+    /// Notes whether a netdev has a native XDP program. `near`: the interface number of the card's end.
+    pub(crate) fn note_xdp(&mut self, near: u32, link: &Link) {
+        if let Some(Inside::Port(slot)) = Inside::of(near).filter(|_| !link.has_left) {
+            self.set_xdp(slot, link.has_xdp);
+        }
     }
 
     /// Gives the card's ends of netdevs the MTUs that go with theirs.

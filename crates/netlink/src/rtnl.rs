@@ -155,3 +155,10 @@ pub const NUD_PERMANENT: u16 = 0x80;
 pub const RTGENMSG: usize = 4;
 pub const NETNSA_NSID: u16 = 1;
 pub const NETNSA_FD: u16 = 3;
+
+/// In [`IFLA_XDP`]: how programs are attached, one byte.
+pub const IFLA_XDP_ATTACHED: u16 = 2;
+/// The driver runs the program.
+pub const XDP_ATTACHED_DRV: u8 = 1;
+/// There are programs of several modes.
+pub const XDP_ATTACHED_MULTI: u8 = 4;

@@ -9,8 +9,9 @@ use eswitch::card::Counters;
 use netlink::rtnl::{
     IFF_LOWER_UP, IFF_UP, IFINFOMSG, IFLA_ADDRESS, IFLA_ALT_IFNAME, IFLA_EXT_MASK, IFLA_GROUP, IFLA_IFALIAS,
     IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_INFO_SLAVE_KIND, IFLA_LINK, IFLA_LINK_NETNSID, IFLA_LINKINFO,
-    IFLA_MASTER, IFLA_MTU, IFLA_NEW_NETNSID, IFLA_PROP_LIST, IFLA_STATS64, IFLA_TARGET_NETNSID, IFLA_TXQLEN, NETNSA_FD,
-    NETNSA_NSID, RTEXT_FILTER_SKIP_STATS, RTGENMSG, RTM_DELLINK, RTM_GETLINK, RTM_GETNSID, RTM_NEWLINK, RTM_NEWNSID,
+    IFLA_MASTER, IFLA_MTU, IFLA_NEW_NETNSID, IFLA_PROP_LIST, IFLA_STATS64, IFLA_TARGET_NETNSID, IFLA_TXQLEN, IFLA_XDP,
+    IFLA_XDP_ATTACHED, NETNSA_FD, NETNSA_NSID, RTEXT_FILTER_SKIP_STATS, RTGENMSG, RTM_DELLINK, RTM_GETLINK,
+    RTM_GETNSID, RTM_NEWLINK, RTM_NEWNSID, XDP_ATTACHED_DRV, XDP_ATTACHED_MULTI,
 };
 use netlink::{Attribute, Builder, Errno, Message, attributes, errno_of, find, u32_at};
 
@@ -44,6 +45,8 @@ pub(crate) struct Link {
     pub tx_queue_len: Option<u32>,
     pub alias: Option<String>,
     pub altnames: Vec<String>,
+    /// It has a native XDP program.
+    pub has_xdp: bool,
     /// In an `RTM_DELLINK`: the netdev was not deleted, but has left for another namespace.
     pub has_left: bool,
 }
@@ -65,6 +68,7 @@ impl Link {
             tx_queue_len: None,
             alias: None,
             altnames: Vec::new(),
+            has_xdp: false,
             has_left: false,
         };
         let (mut peer, mut netns) = (None, None);
@@ -82,6 +86,11 @@ impl Link {
                 IFLA_PROP_LIST => {
                     let names = attribute.nested().flatten().filter(|name| name.kind == IFLA_ALT_IFNAME);
                     link.altnames = names.map(|name| text(&name)).collect();
+                }
+                IFLA_XDP => {
+                    let mode = attribute.nested().flatten().find(|of| of.kind == IFLA_XDP_ATTACHED);
+                    let mode = mode.and_then(|mode| mode.value.first().copied());
+                    link.has_xdp = matches!(mode, Some(XDP_ATTACHED_DRV | XDP_ATTACHED_MULTI));
                 }
                 IFLA_NEW_NETNSID => link.has_left = true,
                 _ => {}

@@ -303,3 +303,54 @@ fn frames_leave_by_the_wire_on_which_the_lag_transmits() {
         assert_eq!(rig.complaints(), [""; 0]);
     });
 }
+
+#[test]
+fn a_native_xdp_program_sees_what_a_rule_sends() {
+    const NAME: &str = "a_native_xdp_program_sees_what_a_rule_sends";
+    in_own_namespaces(NAME, || {
+        if !can_offload(NAME) {
+            return;
+        }
+        crate::xdp::programs();
+        let rig = Rig::with_vfs(2);
+        sh("ip netns add away && ip link set enp8s0f0v1 netns away");
+        rig.to_switchdev(2);
+        open_rules(&rig, 2);
+        install(&rig, &[(1, to_vf(0, 1))]);
+        sh("ip link set enp8s0f0v0 up; ip -n away link set enp8s0f0v1 up");
+        sh("ip link set enp8s0f0npf0vf0 up; ip link set enp8s0f0npf0vf1 up");
+        eventually("ip link show enp8s0f0v0 | grep -q LOWER_UP && ip -n away link show enp8s0f0v1 | grep -q LOWER_UP");
+        let (vf0, vf1) = (Tap::on(None, "enp8s0f0v0"), Tap::on(Some("away"), "enp8s0f0v1"));
+        let xdp = |what: &str| {
+            sh(&format!("nsenter --net=/run/netns/away ip link set dev enp8s0f0v1 xdpdrv {what}"));
+            // The card hears of it.
+            std::thread::sleep(Duration::from_millis(100));
+        };
+        let arrives = |text: &str, wanted: bool| {
+            assert!(vf0.send([0xff; 6], [2; 6], text));
+            let received = vf1.received(usize::from(wanted));
+            assert_eq!(received, if wanted { vec![text] } else { vec![] });
+        };
+        arrives("without", true);
+        xdp("pinned /run/bpf/drop");
+        arrives("dropped", false);
+        xdp("off");
+        xdp("pinned /run/bpf/pass");
+        arrives("passed", true);
+        xdp("off");
+        // Frames are neither lost nor doubled while one comes and goes.
+        let numbers: Vec<String> = (0..150).map(|n| format!("frame {n}")).collect();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for text in &numbers {
+                    assert!(vf0.send([0xff; 6], [2; 6], text));
+                    std::thread::sleep(Duration::from_millis(4));
+                }
+            });
+            (0..3).for_each(|_| ["pinned /run/bpf/pass", "off"].into_iter().for_each(xdp));
+        });
+        assert_eq!(vf1.received(150), numbers);
+        assert!(counter(&rig, 1).packets >= 153);
+        assert_eq!(rig.complaints(), [""; 0]);
+    });
+}

@@ -40,7 +40,7 @@ fn pin(name: &str, action: u64) {
 }
 
 /// Makes `/run/bpf` with the programs `pass` and `drop`.
-fn programs() {
+pub fn programs() {
     sh("mkdir /run/bpf && mount -t bpf bpf /run/bpf");
     pin("drop", 1);
     pin("pass", 2);
