@@ -1,7 +1,7 @@
 //! `cargo xtask exhaust`: how far each scenario can be explored, for the table of `docs/verification.md`.
 //!
-//! Each scenario is explored twice with the release binary: without failures, by `esw check --preemptions K`, and with each
-//! failure, by `esw check --preemptions 0 --faults each --fault-preemptions F`. A row has the largest numbers of preemptions
+//! Each scenario is explored twice with the release binary, by `esw check --strategy bounded`: without failures, with
+//! `--preemptions K`, and with each failure, with `--preemptions 0 --faults each --fault-preemptions F`. A row has the largest numbers of preemptions
 //! up to which every schedule was run, the numbers of schedules, and the times.
 
 use std::ffi::OsStr;
@@ -181,7 +181,7 @@ fn explore(esw: &Path, scenario: &Path, args: &Args) -> Result<Row> {
     let threads = scenario::parse(&text).with_context(|| scenario.display().to_string())?.threads.len();
     let check = |bounds: &[&str]| -> Result<Explored> {
         let mut command = Command::new(esw);
-        command.arg("check").arg(scenario).args(bounds).arg("--json");
+        command.arg("check").arg(scenario).args(["--strategy", "bounded"]).args(bounds).arg("--json");
         command.args(["--jobs", &args.jobs.to_string(), "--time", &args.time.to_string()]);
         let output = command.stderr(Stdio::inherit()).output().with_context(|| esw.display().to_string())?;
         // 1: an invariant does not hold, which the report says.

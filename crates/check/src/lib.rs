@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 pub use error::{MergeError, TokenError};
 pub use explore::{
-    Execution, Faults, FaultsReport, Found, Options, Orders, PageInfo, Place, Report, Row, RowKind, ShownOrders, Story,
-    Strategy, Token, Violation, Watch, columns, page, schedulers, trace,
+    Execution, Faults, FaultsReport, Found, Options, Orders, PageInfo, Place, Report, Row, RowKind, Search,
+    SearchReport, ShownOrders, Story, Strategy, Token, Violation, Watch, columns, page, schedulers, trace,
 };
 pub use in_memory::{FINALLY, InMemory, SETUP, TOOL};
 use scenario::Scenario;

@@ -242,7 +242,7 @@ pub struct Status {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  esw check scenarios                             every schedule, for 10 s each, and up to 2 preemptions
+  esw check scenarios                             for 10 s each: every schedule with up to 2 preemptions, then random ones
   esw check scenarios/late-ib.toml --preemptions 3 --time 1800 --jobs 2
   esw check scenarios --faults each               and everything that can fail fails once, in every place
   esw check scenarios --strategy pct --schedules 10000 --seed 7
@@ -254,12 +254,12 @@ pub struct Check {
     #[arg(required_unless_present_any = ["merge", "replay"], value_name = "FILE|DIR")]
     pub paths: Vec<PathBuf>,
     /// How schedules are chosen
-    #[arg(long, value_enum, default_value_t = Strategy::Bounded)]
+    #[arg(long, value_enum, default_value_t = Strategy::Portfolio)]
     pub strategy: Strategy,
-    /// Bounded: the most preemptions [default: 2]
+    /// Bounded, portfolio: the most preemptions [default: 2]
     #[arg(long, value_name = "K", value_parser = clap::value_parser!(u8).range(0..=9))]
     pub preemptions: Option<u8>,
-    /// Bounded: the most preemptions in schedules with a failure [default: 1]
+    /// Bounded, portfolio: the most preemptions in schedules with a failure [default: 1]
     #[arg(long, value_name = "K", value_parser = clap::value_parser!(u8).range(0..=9))]
     pub fault_preemptions: Option<u8>,
     /// At most so many schedules for each scenario
@@ -268,7 +268,7 @@ pub struct Check {
     /// At most so many seconds for each scenario; 10 if neither this nor --schedules is given
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     pub time: Option<u64>,
-    /// Random, PCT, URW: where random choices start from [default: 0]
+    /// Portfolio, random, PCT, URW: where random choices start from [default: 0]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
     /// PCT: at how many points priorities change [default: 3]
@@ -344,6 +344,9 @@ impl FromStr for Shard {
 /// How schedules are chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Strategy {
+    /// Bounded with half of the schedules and the time, then random with a quarter, then PCT of depth 2, 3 and 5; what one
+    /// does not use goes to the next
+    Portfolio,
     /// Every schedule with no preemption, then every one with at most one, and so on
     Bounded,
     /// At each point any thread, as likely as any other

@@ -79,7 +79,7 @@ steps = ["devlink dev show", "expect vfs pci/0000:08:00.0 0"]
 fn what_holds_in_every_order_is_said_to_up_to_which_bound() {
     let folder = Folder::new("holds");
     let file = folder.file("holds.toml", HOLDS);
-    let output = esw(&["check", &file, "--preemptions", "1", "--time", "300", "--json"]);
+    let output = esw(&["check", &file, "--strategy", "bounded", "--preemptions", "1", "--time", "300", "--json"]);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stdout));
     let report = &json(&output)[0];
     assert_eq!(report["scenario"], "it holds");
@@ -92,6 +92,8 @@ fn what_holds_in_every_order_is_said_to_up_to_which_bound() {
     let arguments = [
         "check",
         &file,
+        "--strategy",
+        "bounded",
         "--preemptions",
         "0",
         "--fault-preemptions",
@@ -112,7 +114,7 @@ fn what_holds_in_every_order_is_said_to_up_to_which_bound() {
 fn every_strategy_finds_what_fails_and_its_token_tells_it_again() {
     let folder = Folder::new("fails");
     let file = folder.file("fails.toml", FAILS);
-    for strategy in ["bounded", "random", "pct", "urw"] {
+    for strategy in ["portfolio", "bounded", "random", "pct", "urw"] {
         let output = esw(&["check", &file, "--strategy", strategy, "--schedules", "20000", "--json"]);
         assert_eq!(output.status.code(), Some(1), "{strategy}: {}", text(&output.stderr));
         let report = json(&output).remove(0);
@@ -180,6 +182,8 @@ fn parts_of_a_campaign_are_joined_and_only_parts_of_one() {
         let fixed = [
             "check",
             &file,
+            "--strategy",
+            "bounded",
             "--preemptions",
             "1",
             "--schedules",
@@ -322,7 +326,9 @@ fn parts_cover_the_whole_whatever_jobs_each_has() {
     let folder = Folder::new("jobs");
     let file = folder.file("narrow.toml", NARROW);
     let finds = |part: &str, jobs: &str| {
-        let output = esw(&["check", &file, "--preemptions", "1", "--shard", part, "--jobs", jobs]);
+        let arguments =
+            ["check", &file, "--strategy", "bounded", "--preemptions", "1", "--shard", part, "--jobs", jobs];
+        let output = esw(&arguments);
         output.status.code() == Some(1)
     };
     for of in [2, 3] {
@@ -362,7 +368,8 @@ fn input_that_makes_no_sense_is_refused_before_anything_runs() {
             vec!["check", &file, "--strategy", "urw", "--preemptions", "1"],
             "--preemptions and --fault-preemptions are for",
         ),
-        (vec!["check", &file, "--seed", "1"], "--seed is for"),
+        (vec!["check", &file, "--strategy", "bounded", "--seed", "1"], "--seed is for"),
+        (vec!["check", &file, "--depth", "2"], "--depth is for"),
         (vec!["check", &file, "--strategy", "random", "--depth", "2"], "--depth is for"),
         (vec!["check", &file, "--fault-preemptions", "0"], "--fault-preemptions is for"),
         (vec!["check", &file, "--replay", "esw2.", "--jobs", "2"], "cannot be used with"),
@@ -474,7 +481,7 @@ fn an_interrupt_tells_what_was_found_so_far() {
     let said = text(&output.stderr);
     assert!(said.contains("0 held in ") && said.ends_with(", 1 interrupted, 1 not explored\n"), "{said}");
     let page = fs::read_to_string(folder.path("page/index.html")).unwrap();
-    let reached = format!("[\"it holds\",\"{} schedules, every one with at most ", reports[0]["schedules"]);
+    let reached = format!("[\"it holds\",\"{0} schedules: bounded ({0} in ", reports[0]["schedules"]);
     assert!(page.contains("[\"scenarios\",\"1 of 2\"]") && page.contains(&reached), "{said}");
     assert!(page.contains(", interrupted\"]"));
 }
@@ -491,7 +498,10 @@ fn a_failure_of_what_was_interrupted_is_both() {
     let output = esw(&["check", "--merge", &part]);
     assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
     let said = text(&output.stdout);
-    assert!(said.starts_with("it fails in some order: FAILED, interrupted; 1 schedule, "), "{said}");
+    assert!(
+        said.starts_with("it fails in some order: FAILED, found by bounded, interrupted; 1 schedule in "),
+        "{said}"
+    );
 }
 
 #[test]
@@ -515,11 +525,13 @@ fn random_schedules_follow_from_the_seed_whatever_the_environment() {
         assert_eq!(run(Some(variable)), plain);
     }
     // What is shuttle's own would take it for the seed.
-    let mut command = Command::new(env!("CARGO_BIN_EXE_esw"));
-    command.args(["check", "scenarios", "--strategy", "pct"]).env("SHUTTLE_RANDOM_SEED", "1");
-    let output = command.output().unwrap();
-    assert_eq!(output.status.code(), Some(2));
-    assert!(text(&output.stderr).contains("SHUTTLE_RANDOM_SEED is set"), "{}", text(&output.stderr));
+    for strategy in ["pct", "portfolio"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_esw"));
+        command.args(["check", "scenarios", "--strategy", strategy]).env("SHUTTLE_RANDOM_SEED", "1");
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        assert!(text(&output.stderr).contains("SHUTTLE_RANDOM_SEED is set"), "{}", text(&output.stderr));
+    }
 }
 
 #[test]
@@ -531,6 +543,7 @@ fn as_many_schedules_are_run_as_were_asked_for() {
         assert_eq!(output.status.code(), Some(0), "{arguments}: {}", text(&output.stderr));
         let mut report = json(&output).remove(0);
         report["elapsed_ms"] = 0.into();
+        report["searches"].as_array_mut().unwrap().iter_mut().for_each(|search| search["elapsed_ms"] = 0.into());
         report
     };
     for (n, arguments) in [
@@ -547,14 +560,70 @@ fn as_many_schedules_are_run_as_were_asked_for() {
         (3, "--schedules 3 --jobs 8 --strategy random"),
         (50, "--schedules 50 --jobs 2 --strategy pct --faults each"),
         (50, "--schedules 50 --jobs 2 --strategy urw"),
+        (40, "--schedules 40 --jobs 3 --preemptions 1 --strategy bounded"),
+        (41, "--schedules 41 --jobs 2 --preemptions 1 --faults each --strategy bounded"),
+        // More than a bounded search has: what it leaves is run by the others.
+        (300, "--schedules 300 --jobs 2 --preemptions 0"),
+        (300, "--schedules 300 --jobs 3 --preemptions 0 --fault-preemptions 0 --faults each --seed 5"),
     ] {
         let report = run(arguments);
         assert_eq!(report["schedules"], n, "{arguments}: {report}");
         assert_eq!(run(arguments), report, "{arguments}");
     }
     // Parts know nothing of one another and keep to it, too.
-    let parts = (1..=3).map(|part| run(&format!("--schedules 10 --shard {part}/3 --jobs 2 --strategy random")));
-    assert_eq!(parts.map(|part| part["schedules"].as_u64().unwrap()).sum::<u64>(), 10);
+    for strategy in ["random", "portfolio"] {
+        let parts = (1..=3).map(|part| run(&format!("--schedules 10 --shard {part}/3 --jobs 2 --strategy {strategy}")));
+        assert_eq!(parts.map(|part| part["schedules"].as_u64().unwrap()).sum::<u64>(), 10);
+    }
+}
+
+#[test]
+fn a_portfolio_has_one_verdict_and_says_which_search_found_what() {
+    let folder = Folder::new("portfolio");
+    let (holds, fails) = (folder.file("holds.toml", HOLDS), folder.file("fails.toml", FAILS));
+    let page = folder.path("page");
+    let arguments = ["check", &holds, &fails, "--preemptions", "0", "--schedules", "600", "--jobs", "1"];
+    let output = esw(&[&arguments[..], &["--report", &page]].concat());
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    let said = text(&output.stdout);
+    let reports = json(&esw(&[&arguments[..], &["--json"]].concat()));
+    let of = |report: &Value| {
+        let searches = report["searches"].as_array().unwrap().clone();
+        searches.into_iter().map(|search| (search["search"].clone(), search["schedules"].clone())).collect::<Vec<_>>()
+    };
+    let names: Vec<Value> = of(&reports[0]).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["bounded", "random", "pct of depth 2", "pct of depth 3", "pct of depth 5"]);
+    // What holds is proved up to the bound, and searched beyond it.
+    assert_eq!((&reports[0]["strategy"], &reports[0]["exhaustive_preemptions"]), (&"portfolio".into(), &0.into()));
+    assert_eq!((&reports[0]["schedules"], &reports[0]["searches"][0]["complete"]), (&600.into(), &false.into()));
+    let line = said.lines().find(|line| line.starts_with("it holds: ok; 600 schedules in ")).expect(&said);
+    let mut rest = line;
+    for (name, schedules) in of(&reports[0]) {
+        let part = format!("{} ({schedules} in ", name.as_str().unwrap());
+        rest = rest.split_once(&part).unwrap_or_else(|| panic!("{part} in {line}")).1;
+    }
+    assert!(line.contains(", every one with at most 0 preemptions), random ("), "{line}");
+    // What fails needs a preemption. It is one verdict, and everything says what found it.
+    let violation = &reports[1]["violations"][0];
+    assert_eq!(violation["found_by"], "random");
+    assert!(said.contains("it fails in some order: FAILED, found by random; "), "{said}");
+    assert!(said.contains(", found expectation)"), "{said}");
+    assert!(said.contains(", 1 failed (1 found by random)"), "{said}");
+    assert!(text(&esw(&[&arguments[..], &["--json"]].concat()).stderr).contains(", 1 failed (1 found by random)"));
+    let page = fs::read_to_string(format!("{page}/index.html")).unwrap();
+    for part in
+        ["[\"it holds\",\"600 schedules: bounded (", "pct of depth 5 (", ", found expectation), until it failed\"]"]
+    {
+        assert!(page.contains(part), "{part}");
+    }
+    // The searches that were not begun have run nothing, and are not mentioned.
+    assert_eq!(of(&reports[1])[2..].iter().map(|(_, schedules)| schedules.clone()).collect::<Vec<_>>(), [0, 0, 0]);
+    let fails = said.lines().find(|line| line.contains("FAILED, found by")).unwrap();
+    assert!(!fails.contains("pct"), "{fails}");
+    // Its token is made small and replays as any other.
+    let again = esw(&["check", "--replay", violation["token"].as_str().unwrap(), &folder.path("fails.toml"), "--json"]);
+    assert_eq!(json(&again)[0]["detail"], violation["detail"]);
+    assert_eq!(json(&again)[0]["preemptions"], 1);
 }
 
 #[test]
@@ -570,7 +639,8 @@ fn it_is_said_how_many_of_the_failures_were_tried() {
     };
     // Bounded: with as many, every schedule without preemptions was met.
     let bounded = |faults: &str, n: &str| {
-        let arguments = ["check", &file, "--preemptions", "0", "--faults", faults, "--schedules", n, "--jobs", "2"];
+        let arguments = ["check", &file, "--strategy", "bounded", "--preemptions", "0", "--faults", faults];
+        let arguments = [&arguments[..], &["--schedules", n, "--jobs", "2"]].concat();
         let said = text(&esw(&arguments).stdout);
         (said, json(&esw(&[&arguments[..], &["--json"]].concat())).remove(0)["faults"].clone())
     };

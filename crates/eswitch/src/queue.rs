@@ -186,11 +186,13 @@ impl<T: Hash> Queue<T> {
         state.attempt = 0;
     }
 
-    /// The number of attempts that the back-off still counts although no retry is pending, if it is not 0. At rest that
-    /// is an error.
+    /// The number of attempts that the back-off still counts although no retry is pending or being done, if it is not 0.
+    /// At rest that is an error.
     pub fn idle_back_off<L>(&self, cx: &mut Locked<'_, L>) -> Option<u32> {
         let state = self.state.lock_leaf(cx);
-        (state.retry.is_none() && !state.closed && state.attempt > 0).then_some(state.attempt)
+        // A look at rest does not wait for retries, so one may begin meanwhile; it resets the number when it succeeds.
+        let is_idle = state.retry.is_none() && state.rests() && !state.closed;
+        (is_idle && state.attempt > 0).then_some(state.attempt)
     }
 
     /// The remaining time until the pending retry, or `None` if no retry is pending. The inner value is `None` if the

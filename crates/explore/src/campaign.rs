@@ -43,6 +43,8 @@ pub(crate) struct Tally {
     pub exhaustive: Option<u8>,
     /// The same with each planned failure, or pair.
     pub exhaustive_with_faults: Option<u8>,
+    /// Bounded: every schedule of its share was met, whatever its number of preemptions, with every planned failure.
+    pub complete: bool,
     pub places: usize,
     /// How many plans were tried, and the number of plans. Random strategies: the plans with as many failures as
     /// requested that were run at least once, each counted by one worker only. Bounded: the failures with which all
@@ -63,7 +65,10 @@ const LEAST_BOUND: usize = 20_000;
 /// One worker of a campaign, which is an OS thread.
 pub(crate) struct Worker<'a, P> {
     pub prepared: Prepared<P>,
+    /// The options of the search, whose strategy is not a portfolio.
     pub options: &'a Options,
+    /// Random strategies: schedules of this part, beside those in the options.
+    pub spare: u64,
     pub watch: Arc<Watch>,
     /// Another worker has found something.
     pub found: Arc<AtomicBool>,
@@ -89,6 +94,8 @@ struct Search {
     met: BTreeSet<Place>,
     /// It was ended before its scheduler had finished.
     cut: bool,
+    /// No schedule was left out because of the bound.
+    complete: bool,
     steps: u64,
     forgotten: u64,
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::orders::Orders;
-use crate::report::{Report, Violation};
+use crate::report::{FaultsReport, Report, SearchReport, Violation};
 
 /// The reasons why reports do not belong together.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -179,11 +179,10 @@ fn join(mut parts: Vec<Report>) -> Result<Report, MergeError> {
     for part in parts {
         whole.schedules = whole.schedules.saturating_add(part.schedules);
         whole.exhaustive_preemptions = whole.exhaustive_preemptions.min(part.exhaustive_preemptions);
-        whole.faults.exhaustive_preemptions =
-            whole.faults.exhaustive_preemptions.min(part.faults.exhaustive_preemptions);
-        whole.faults.places = whole.faults.places.max(part.faults.places);
-        whole.faults.tried = whole.faults.tried.saturating_add(part.faults.tried);
-        whole.faults.plans = whole.faults.plans.max(part.faults.plans);
+        join_faults(&mut whole.faults, &part.faults);
+        for (whole, part) in whole.searches.iter_mut().zip(&part.searches) {
+            join_search(whole, part);
+        }
         whole.forgotten = whole.forgotten.saturating_add(part.forgotten);
         // Every part runs the plain schedule, and finds the same violations in it.
         let is_known = |violation: &Violation| whole.violations.iter().any(|known| known.token == violation.token);
@@ -195,6 +194,22 @@ fn join(mut parts: Vec<Report>) -> Result<Report, MergeError> {
     }
     whole.shard = [1, 1];
     Ok(whole)
+}
+
+/// Joins the reports of one search: all parts of a campaign have the same searches.
+fn join_search(whole: &mut SearchReport, part: &SearchReport) {
+    whole.schedules = whole.schedules.saturating_add(part.schedules);
+    whole.exhaustive_preemptions = whole.exhaustive_preemptions.min(part.exhaustive_preemptions);
+    whole.complete &= part.complete;
+    join_faults(&mut whole.faults, &part.faults);
+    whole.elapsed_ms = whole.elapsed_ms.max(part.elapsed_ms);
+}
+
+fn join_faults(whole: &mut FaultsReport, part: &FaultsReport) {
+    whole.exhaustive_preemptions = whole.exhaustive_preemptions.min(part.exhaustive_preemptions);
+    whole.places = whole.places.max(part.places);
+    whole.tried = whole.tried.saturating_add(part.tried);
+    whole.plans = whole.plans.max(part.plans);
 }
 
 #[cfg(test)]

@@ -20,6 +20,9 @@ pub enum Strategy {
     Pct,
     /// A random walk that makes schedules, rather than choices, equally likely.
     Urw,
+    /// A bounded search, then random ones, each with a share of the schedules and the time: see
+    /// [`Options::searches`].
+    Portfolio,
 }
 
 impl Strategy {
@@ -30,6 +33,7 @@ impl Strategy {
             Self::Random => "random",
             Self::Pct => "pct",
             Self::Urw => "urw",
+            Self::Portfolio => "portfolio",
         }
     }
 }
@@ -97,6 +101,8 @@ impl Default for Options {
 pub struct Watch {
     /// Schedules so far.
     pub schedules: AtomicU64,
+    /// The index of the search that runs, in [`Options::searches`].
+    pub search: AtomicU64,
     /// The bound that is being searched.
     pub preemptions: AtomicU64,
     /// The number of planned failures that have been tried, and their total.

@@ -117,7 +117,7 @@ impl Inversion {
     pub(crate) fn told(self, story: Option<Story>) -> Violation {
         let story = story.filter(|story| story.invariant == "lock-order").unwrap_or_default();
         let detail = if story.detail.is_empty() { self.detail } else { story.detail.clone() };
-        Violation { invariant: "lock-order".to_owned(), detail, token: self.token, story }
+        Violation { invariant: "lock-order".to_owned(), detail, token: self.token, found_by: None, story }
     }
 }
 

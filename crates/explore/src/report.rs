@@ -4,19 +4,20 @@ use std::cell::RefCell;
 use std::panic::resume_unwind;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
 use crate::budget::{BudgetShare, ScheduleBudget};
-use crate::campaign::{Tally, Worker};
+use crate::campaign::{Failure, Tally, Worker};
 use crate::execution::{Execution, Lesson, Prepared};
 use crate::faults::Faults;
 use crate::minimise::{Case, minimise, run_token, story};
 use crate::options::{Options, Strategy, Watch};
 use crate::orders::{Orders, ShownOrders};
+use crate::portfolio::{Allowance, Portfolio, Search};
 use crate::program::Program;
 use crate::story::Story;
 use crate::token::{Token, TokenError};
@@ -36,7 +37,7 @@ pub struct Report {
     pub fingerprint: u64,
     /// The version of the program.
     pub version: String,
-    /// How schedules were chosen.
+    /// How schedules were chosen: the name of the [`Strategy`].
     pub strategy: String,
     /// Schedules run.
     pub schedules: u64,
@@ -46,8 +47,11 @@ pub struct Report {
     /// again each time, which took time and lost nothing.
     #[serde(default)]
     pub forgotten: u64,
-    /// What was made to fail.
+    /// What was made to fail; with a portfolio, by its bounded search.
     pub faults: FaultsReport,
+    /// The searches, in their order: several with a portfolio, otherwise one.
+    #[serde(default)]
+    pub searches: Vec<SearchReport>,
     /// What did not hold.
     pub violations: Vec<Violation>,
     /// The time that it took, in milliseconds.
@@ -63,8 +67,27 @@ pub struct Report {
     pub lock_orders: Vec<ShownOrders>,
 }
 
+/// The result of one search.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SearchReport {
+    /// Its [name](Search::name).
+    pub search: String,
+    /// Schedules run; 0 if it was not begun.
+    pub schedules: u64,
+    /// The bound up to which every schedule was met; see [`Report::exhaustive_preemptions`].
+    pub exhaustive_preemptions: Option<u8>,
+    /// Every schedule that there is was met, whatever its number of preemptions, with every planned failure; in a part
+    /// of a campaign, every one of its share. So there is nothing left for the searches after it, which are not begun
+    /// then unless this is a part. A random search cannot know it.
+    pub complete: bool,
+    /// What was made to fail.
+    pub faults: FaultsReport,
+    /// The time that it took, in milliseconds, without minimising.
+    pub elapsed_ms: u64,
+}
+
 /// How much was made to fail.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FaultsReport {
     /// `none`, `each` or `pairs`.
     pub mode: String,
@@ -90,6 +113,10 @@ pub struct Violation {
     pub detail: String,
     /// The token that runs it again.
     pub token: String,
+    /// The name of the search that found it; `None` if it appeared only when the orders of locks of several programs
+    /// or parts were compared.
+    #[serde(default)]
+    pub found_by: Option<String>,
     /// Its story, for pages and columns; not part of the JSON line.
     #[serde(skip)]
     pub story: Story,
@@ -134,66 +161,109 @@ impl Options {
 /// [`Program`].
 pub fn campaign<P: Program>(program: &P, options: &Options, watch: &Arc<Watch>) -> Report {
     let began = Instant::now();
+    let mut report = Report { interrupted: false, ..Report::not_explored(program, options) };
+    let (mut portfolio, mut orders) = (Portfolio::new(options, began), Orders::default());
+    for index in 0..portfolio.searches().len() {
+        let Some(allowance) = portfolio.allowance(index) else { continue };
+        watch.search.store(index as u64, Ordering::Relaxed);
+        watch.places.iter().for_each(|places| places.store(0, Ordering::Relaxed));
+        let began = Instant::now();
+        let tallies = search(program, &allowance, watch);
+        let search = SearchReport::new(portfolio.searches()[index], &allowance.options, &tallies, began);
+        portfolio.spend(search.schedules);
+        let (shown, inversion) = orders.add(tallies.iter().flat_map(|tally| shown(program, options, tally)));
+        report.lock_orders.extend(shown);
+        report.forgotten += tallies.iter().map(|tally| tally.forgotten).sum::<u64>();
+        // A finding of one worker comes before one between two workers or searches.
+        let violation = simplest(&tallies).map(|failure| violation(program, failure, options, watch));
+        let violation = violation.or_else(|| inversion.map(|found| found.violation(std::slice::from_ref(program))));
+        report.violations.extend(violation.map(|found| Violation { found_by: Some(search.search.clone()), ..found }));
+        // A part does not know whether the other parts have met all of theirs.
+        let is_complete = search.complete && options.shard.1 == 1;
+        let is_over = is_complete || !report.violations.is_empty() || watch.stop.load(Ordering::Relaxed);
+        report.searches[index] = search;
+        if is_over {
+            break;
+        }
+    }
+    report.schedules = report.searches.iter().map(|search| search.schedules).sum();
+    // What is proved is proved by the bounded search, which is the first.
+    report.exhaustive_preemptions = report.searches[0].exhaustive_preemptions;
+    report.faults = report.searches[0].faults.clone();
+    report.elapsed_ms = began.elapsed().as_millis() as u64;
+    report.interrupted = watch.stop.load(Ordering::Relaxed);
+    report
+}
+
+/// Runs one search, with as many workers as there are jobs.
+fn search<P: Program>(program: &P, allowance: &Allowance, watch: &Arc<Watch>) -> Vec<Tally> {
+    let (began, Allowance { options, spare }) = (Instant::now(), allowance);
     let jobs = options.jobs.max(1);
     let of = options.shard.1 * jobs;
     let bounded = options.strategy == Strategy::Bounded;
     let budget =
         ScheduleBudget::halves(options).filter(|_| bounded).map(|halves| Arc::new(ScheduleBudget::new(jobs, halves)));
     let (shared, found) = (Arc::new(program.clone()), Arc::new(AtomicBool::new(false)));
-    let tallies: Vec<Tally> = thread::scope(|scope| {
+    thread::scope(|scope| {
         let workers: Vec<_> = (0..jobs)
             .map(|job| {
                 let (program, watch, found) = (Arc::clone(&shared), Arc::clone(watch), Arc::clone(&found));
                 // So the work of a shard does not depend on its number of threads.
                 let share = (options.shard.0 + options.shard.1 * job, of);
-                let budget = budget.clone();
+                let (budget, spare) = (budget.clone(), *spare);
                 scope.spawn(move || {
                     let budget = budget.map(|budget| BudgetShare::new(budget, job));
                     let prepared = Prepared::new(program, &[]);
                     let (last, lessons) = (RefCell::default(), Rc::default());
                     let job = (job, jobs);
-                    Worker { prepared, options, watch, found, share, job, began, last, lessons, budget }.work()
+                    Worker { prepared, options, spare, watch, found, share, job, began, last, lessons, budget }.work()
                 })
             })
             .collect();
         workers.into_iter().map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
-    });
+    })
+}
+
+/// Returns the failure with the fewest planned failures and the fewest switches.
+fn simplest(tallies: &[Tally]) -> Option<&Failure> {
     let failures = tallies.iter().flat_map(|tally| &tally.failures);
-    // Report the failure with the fewest planned failures and the fewest switches.
-    let simplest = failures.min_by_key(|failure| (failure.plan.len(), failure.deviations.len()));
-    let violation = simplest.map(|failure| {
-        let (program, failure) = (program.clone(), failure.clone());
-        let case = Case { program, gone: Vec::new(), failure, whole: options.whole };
-        let story = story(&if options.minimise { minimise(case, watch) } else { case });
-        let (invariant, detail, token) = (story.invariant.clone(), story.detail.clone(), story.token.clone());
-        Violation { invariant, detail, token, story }
-    });
-    let (lock_orders, inversion) =
-        Orders::default().add(tallies.iter().flat_map(|tally| shown(program, options, tally)));
-    // The findings of one worker have been reported above. This one is between two workers.
-    let between = inversion.filter(|_| violation.is_none());
-    let between = between.map(|inversion| inversion.violation(std::slice::from_ref(program)));
-    let exhaustive = |of: fn(&Tally) -> Option<u8>| tallies.iter().map(of).min().flatten();
-    let empty = Report::not_explored(program, options);
-    Report {
-        schedules: tallies.iter().map(|tally| tally.schedules).sum(),
-        exhaustive_preemptions: exhaustive(|tally| tally.exhaustive),
-        forgotten: tallies.iter().map(|tally| tally.forgotten).sum(),
-        faults: FaultsReport {
-            places: tallies.iter().map(|tally| tally.places).max().unwrap_or_default(),
-            tried: tallies.iter().map(|tally| tally.plans[0]).sum(),
-            plans: tallies.iter().map(|tally| tally.plans[1]).max().unwrap_or_default(),
-            exhaustive_preemptions: match options.faults {
-                Faults::None => None,
-                _ => exhaustive(|tally| tally.exhaustive_with_faults),
+    failures.min_by_key(|failure| (failure.plan.len(), failure.deviations.len()))
+}
+
+fn violation<P: Program>(program: &P, failure: &Failure, options: &Options, watch: &Watch) -> Violation {
+    let (program, failure) = (program.clone(), failure.clone());
+    let case = Case { program, gone: Vec::new(), failure, whole: options.whole };
+    let story = story(&if options.minimise { minimise(case, watch) } else { case });
+    let (invariant, detail, token) = (story.invariant.clone(), story.detail.clone(), story.token.clone());
+    Violation { invariant, detail, token, found_by: None, story }
+}
+
+impl SearchReport {
+    fn new(search: Search, options: &Options, tallies: &[Tally], began: Instant) -> Self {
+        let exhaustive = |of: fn(&Tally) -> Option<u8>| tallies.iter().map(of).min().flatten();
+        let empty = Self::not_begun(search, options);
+        Self {
+            schedules: tallies.iter().map(|tally| tally.schedules).sum(),
+            exhaustive_preemptions: exhaustive(|tally| tally.exhaustive),
+            complete: tallies.iter().all(|tally| tally.complete),
+            faults: FaultsReport {
+                places: tallies.iter().map(|tally| tally.places).max().unwrap_or_default(),
+                tried: tallies.iter().map(|tally| tally.plans[0]).sum(),
+                plans: tallies.iter().map(|tally| tally.plans[1]).max().unwrap_or_default(),
+                exhaustive_preemptions: match options.faults {
+                    Faults::None => None,
+                    _ => exhaustive(|tally| tally.exhaustive_with_faults),
+                },
+                ..empty.faults
             },
-            ..empty.faults
-        },
-        violations: violation.into_iter().chain(between).collect(),
-        elapsed_ms: began.elapsed().as_millis() as u64,
-        interrupted: watch.stop.load(std::sync::atomic::Ordering::Relaxed),
-        lock_orders,
-        ..empty
+            elapsed_ms: began.elapsed().as_millis() as u64,
+            ..empty
+        }
+    }
+
+    fn not_begun(search: Search, options: &Options) -> Self {
+        let faults = FaultsReport { mode: options.faults.name().to_owned(), ..FaultsReport::default() };
+        Self { search: search.name(), faults, ..Self::default() }
     }
 }
 
@@ -209,13 +279,8 @@ impl Report {
             schedules: 0,
             exhaustive_preemptions: None,
             forgotten: 0,
-            faults: FaultsReport {
-                mode: options.faults.name().to_owned(),
-                places: 0,
-                tried: 0,
-                plans: 0,
-                exhaustive_preemptions: None,
-            },
+            faults: FaultsReport { mode: options.faults.name().to_owned(), ..FaultsReport::default() },
+            searches: options.searches().into_iter().map(|search| SearchReport::not_begun(search, options)).collect(),
             violations: Vec::new(),
             elapsed_ms: 0,
             shard: [options.shard.0 + 1, options.shard.1],

@@ -34,6 +34,30 @@ pub type Round = (&'static str, u8, u64);
 /// that need many; then the longer exhaustive search.
 const ROUNDS: [Round; 4] = [("bounded", 1, 3_000), ("pct", 0, 2_000), ("random", 0, 2_000), ("bounded", 2, 20_000)];
 
+/// A strategy of `esw check`.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum Alone {
+    Portfolio,
+    Bounded,
+    Random,
+    Pct,
+    Urw,
+}
+
+impl Alone {
+    /// The only round: the preemptions and this many times the time that `esw check` has by default.
+    pub fn round(self, slowdown: u64) -> Round {
+        let name = match self {
+            Self::Portfolio => "portfolio",
+            Self::Bounded => "bounded",
+            Self::Random => "random",
+            Self::Pct => "pct",
+            Self::Urw => "urw",
+        };
+        (name, 2, 10_000 * slowdown)
+    }
+}
+
 /// The rounds, each of this many times its time.
 pub fn rounds(slowdown: u64) -> [Round; 4] {
     ROUNDS.map(|(strategy, preemptions, time_ms)| (strategy, preemptions, time_ms * slowdown))

@@ -40,6 +40,9 @@ pub struct Args {
     /// as building is what takes the time.
     #[arg(long)]
     one_per_invariant: bool,
+    /// Explore with this strategy alone, for as long as `esw check` does by default: to compare strategies
+    #[arg(long, value_enum, value_name = "NAME")]
+    strategy: Option<explore::Alone>,
     #[command(flatten)]
     refresh: refresh::Args,
     /// Only mutants whose name contains one of these.
@@ -80,7 +83,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     let profile = if args.one_per_invariant { Profile::Unoptimised } else { Profile::Optimised };
     let copy = Patched::new("mutants", profile)?;
-    let rounds = explore::rounds(profile.slowdown());
+    let rounds = match args.strategy {
+        Some(alone) => vec![alone.round(profile.slowdown())],
+        None => explore::rounds(profile.slowdown()).to_vec(),
+    };
     let began = Instant::now();
     let mut failed = control(&copy, &mutants, args)?;
     let mut caught = 0;
@@ -171,7 +177,7 @@ fn control(copy: &Patched, mutants: &[Mutant], args: &Args) -> Result<usize> {
     };
     // Without a mutant the time is always used up: it is not multiplied.
     let rounds = explore::rounds(1);
-    let rounds = if args.seeds > 1 { &rounds[..] } else { &rounds[..1] };
+    let rounds = if args.seeds > 1 && args.strategy.is_none() { &rounds[..] } else { &rounds[..1] };
     let (mut schedules, mut failed) = (0, 0);
     for (scenarios, faults, whole) in &stories {
         let (files, scenario) = (copy.scenarios(scenarios), scenarios.join(", "));

@@ -163,3 +163,16 @@ fn a_token_replays_its_schedule() {
         assert_eq!(story, violation.story);
     }
 }
+
+/// The look at rest does not wait for retries. While it looks, a retry may have begun that succeeds only later.
+#[test]
+fn a_retry_that_runs_during_the_look_at_rest_is_no_back_off_without_a_retry() {
+    let text = include_str!("../../../../scenarios/sf-bind-fails.toml");
+    let scenario = scenario::parse(text).unwrap();
+    let (strategy, faults) = (explore::Strategy::Random, explore::Faults::Each);
+    for seed in [0, 2] {
+        let options = Options { strategy, faults, seed, schedules: Some(1_000), ..Options::default() };
+        let report = check::check(&scenario, &options, &Arc::new(Watch::default()));
+        assert_eq!(report.violations, [], "seed {seed}");
+    }
+}

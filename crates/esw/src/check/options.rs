@@ -13,24 +13,27 @@ const TIME: Duration = Duration::from_secs(10);
 
 /// Refuses options that the chosen strategy has no use for, and numbers that are too large.
 pub fn refuse_what_makes_no_sense(arguments: &Check) -> Result<()> {
-    let random = arguments.strategy != Strategy::Bounded;
-    if random && arguments.no_reduction {
-        bail!("--no-reduction is for --strategy bounded: random schedules are not reduced");
+    let strategy = arguments.strategy;
+    let only_random = matches!(strategy, Strategy::Random | Strategy::Pct | Strategy::Urw);
+    if only_random && arguments.no_reduction {
+        bail!("--no-reduction is for --strategy portfolio and bounded: random schedules are not reduced");
     }
-    if random && (arguments.preemptions.is_some() || arguments.fault_preemptions.is_some()) {
+    if only_random && (arguments.preemptions.is_some() || arguments.fault_preemptions.is_some()) {
         bail!(
-            "--preemptions and --fault-preemptions are for --strategy bounded: random schedules have as many as they have"
+            "--preemptions and --fault-preemptions are for --strategy portfolio and bounded: random schedules have as many as they have"
         );
     }
-    if !random && arguments.seed.is_some() {
-        bail!("--seed is for --strategy random, pct and urw: nothing is random in bounded");
+    if strategy == Strategy::Bounded && arguments.seed.is_some() {
+        bail!("--seed is for --strategy portfolio, random, pct and urw: nothing is random in bounded");
     }
-    if arguments.strategy != Strategy::Pct && arguments.depth.is_some() {
+    if strategy != Strategy::Pct && arguments.depth.is_some() {
         bail!("--depth is for --strategy pct");
     }
-    let of_shuttle = matches!(arguments.strategy, Strategy::Pct | Strategy::Urw);
+    let of_shuttle = matches!(strategy, Strategy::Portfolio | Strategy::Pct | Strategy::Urw);
     if of_shuttle && std::env::var_os("SHUTTLE_RANDOM_SEED").is_some() {
-        bail!("SHUTTLE_RANDOM_SEED is set, which --strategy pct and urw would take instead of --seed: unset it");
+        bail!(
+            "SHUTTLE_RANDOM_SEED is set, which --strategy portfolio, pct and urw would take instead of --seed: unset it"
+        );
     }
     if arguments.faults == Faults::None && arguments.fault_preemptions.is_some() {
         bail!("--fault-preemptions is for --faults each or pairs");
@@ -51,6 +54,7 @@ pub fn options(arguments: &Check) -> Options {
     let given = arguments.time.map(Duration::from_secs);
     Options {
         strategy: match arguments.strategy {
+            Strategy::Portfolio => check::Strategy::Portfolio,
             Strategy::Bounded => check::Strategy::Bounded,
             Strategy::Random => check::Strategy::Random,
             Strategy::Pct => check::Strategy::Pct,

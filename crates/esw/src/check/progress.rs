@@ -40,6 +40,7 @@ pub fn progress(
 ) -> Progress {
     let done = Arc::new(std::sync::atomic::AtomicBool::new(false));
     watch.schedules.store(0, Ordering::Relaxed);
+    watch.search.store(0, Ordering::Relaxed);
     watch.preemptions.store(0, Ordering::Relaxed);
     watch.places.iter().for_each(|places| places.store(0, Ordering::Relaxed));
     if arguments.json || !std::io::stderr().is_terminal() {
@@ -49,6 +50,7 @@ pub fn progress(
     bar.set_style(ProgressStyle::with_template("{spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner()));
     let name = scenario.name.clone();
     let (watch, theirs, ours, options) = (Arc::clone(watch), bar.clone(), Arc::clone(&done), options.clone());
+    let searches = options.searches();
     let began = std::time::Instant::now();
     let show = move || {
         while !ours.load(Ordering::Relaxed) {
@@ -56,10 +58,11 @@ pub fn progress(
             let elapsed = began.elapsed();
             let rate = schedules as f64 / elapsed.as_secs_f64().max(0.001);
             let [tried, places] = [0, 1].map(|i| watch.places[i].load(Ordering::Relaxed));
-            let what = match (options.strategy, places) {
+            let search = searches[watch.search.load(Ordering::Relaxed) as usize];
+            let what = match (search.strategy, places) {
                 (check::Strategy::Bounded, 0) => many(watch.preemptions.load(Ordering::Relaxed), "preemption"),
-                (_, 0) => options.strategy.name().to_owned(),
-                _ => format!("failure {tried} of {places}"),
+                (_, 0) => search.name(),
+                _ => format!("{}, failure {tried} of {places}", search.name()),
             };
             let left = match (options.time, options.schedules) {
                 (_, Some(n)) => format!("{} left", many(n.saturating_sub(schedules), "schedule")),

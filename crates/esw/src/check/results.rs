@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use check::Report;
+use check::{FaultsReport, Report, SearchReport};
 
 use crate::arguments::Check;
 use crate::exit_status::{FAILED, HELD, INTERRUPTED};
@@ -16,19 +16,18 @@ pub fn print(arguments: &Check, style: Style, report: &Report) -> Result<()> {
         return Ok(());
     }
     let verdict = match (report.violations.is_empty(), report.interrupted) {
-        (false, true) => style.bad("FAILED, interrupted"),
-        (false, false) => style.bad("FAILED"),
+        (false, true) => style.bad(&format!("FAILED{}, interrupted", finder(report))),
+        (false, false) => style.bad(&format!("FAILED{}", finder(report))),
         (true, true) => style.bad("interrupted"),
         (true, false) => style.good("ok"),
     };
     let rate = report.schedules as f64 / (report.elapsed_ms as f64 / 1e3).max(0.001);
-    line(&format!(
-        "{}: {verdict}; {}{} in {} ({rate:.0}/s)",
-        style.strong(&report.program),
-        how_far(report),
-        forgotten(report),
-        time(Duration::from_millis(report.elapsed_ms)),
-    ));
+    let took = format!("{} in {} ({rate:.0}/s)", forgotten(report), milliseconds(report.elapsed_ms));
+    let (name, schedules) = (style.strong(&report.program), many(report.schedules, "schedule"));
+    line(&match searches(report) {
+        Some(searches) => format!("{name}: {verdict}; {schedules}{took}{searches}"),
+        None => format!("{name}: {verdict}; {}{took}", how_far(report)),
+    });
     for violation in &report.violations {
         if violation.story.rows.is_empty() {
             // Read from the report of a part, which has no story: the token runs the schedule again.
@@ -56,24 +55,66 @@ pub fn schedules(reports: &[Report]) -> u64 {
 
 /// Describes what was explored.
 pub fn how_far(report: &Report) -> String {
-    format!("{}{}{}", many(report.schedules, "schedule"), reached(report), with_faults(report))
+    let schedules = many(report.schedules, "schedule");
+    if let Some(searches) = searches(report) {
+        return schedules + &searches;
+    }
+    let (strategy, bound) = (report.strategy.as_str(), report.exhaustive_preemptions);
+    format!("{schedules}{}{}", reached(strategy, bound), with_faults(strategy, &report.faults))
 }
 
-pub fn reached(report: &Report) -> String {
-    match (report.strategy.as_str(), report.exhaustive_preemptions) {
+/// Describes the searches of a portfolio.
+fn searches(report: &Report) -> Option<String> {
+    if report.searches.len() < 2 {
+        return None;
+    }
+    let begun = report.searches.iter().filter(|search| search.schedules > 0);
+    let described: Vec<String> = begun.map(|search| describe(search, report)).collect();
+    Some(if described.is_empty() { String::new() } else { format!(": {}", described.join(", ")) })
+}
+
+fn describe(search: &SearchReport, report: &Report) -> String {
+    let reached = match (search.complete, search.search.as_str()) {
+        (true, _) => ", every one that there is".to_owned(),
+        (false, "bounded") => reached("bounded", search.exhaustive_preemptions),
+        // Its name has been printed.
+        (false, _) => String::new(),
+    };
+    let found = report.violations.iter().filter(|violation| violation.found_by.as_ref() == Some(&search.search));
+    let found: String = found.map(|violation| format!(", found {}", violation.invariant)).collect();
+    let faults = with_faults(&search.search, &search.faults);
+    let took = milliseconds(search.elapsed_ms);
+    format!("{} ({} in {took}{reached}{faults}{found})", search.search, search.schedules)
+}
+
+/// Names the searches of a portfolio that have found something.
+fn finder(report: &Report) -> String {
+    if report.searches.len() < 2 {
+        return String::new();
+    }
+    let mut names: Vec<&str> = report.violations.iter().filter_map(|found| found.found_by.as_deref()).collect();
+    names.dedup();
+    if names.is_empty() { String::new() } else { format!(", found by {}", names.join(" and ")) }
+}
+
+fn milliseconds(elapsed: u64) -> String {
+    time(Duration::from_millis(elapsed))
+}
+
+fn reached(strategy: &str, exhaustive: Option<u8>) -> String {
+    match (strategy, exhaustive) {
         ("bounded", Some(k)) => format!(", every one with at most {}", many(k.into(), "preemption")),
         ("bounded", None) => ", not every one without preemptions".to_owned(),
         (strategy, _) => format!(" ({strategy})"),
     }
 }
 
-pub fn with_faults(report: &Report) -> String {
-    let faults = &report.faults;
+fn with_faults(strategy: &str, faults: &FaultsReport) -> String {
     match (faults.mode.as_str(), faults.exhaustive_preemptions) {
         ("none", _) => String::new(),
         (mode, Some(k)) => format!(", {mode} of {} failures at {k}", faults.places),
-        (_, None) if report.strategy == "bounded" && faults.plans == 0 => ", nothing made to fail yet".to_owned(),
-        (mode, None) if report.strategy == "bounded" => {
+        (_, None) if strategy == "bounded" && faults.plans == 0 => ", nothing made to fail yet".to_owned(),
+        (mode, None) if strategy == "bounded" => {
             let pairs = if mode == "pairs" { "pairs with " } else { "" };
             format!(", {pairs}{} of {} failures at 0", faults.tried, faults.plans)
         }
@@ -85,8 +126,21 @@ pub fn with_faults(report: &Report) -> String {
     }
 }
 
-pub fn forgotten(report: &Report) -> String {
+fn forgotten(report: &Report) -> String {
     if report.forgotten == 0 { String::new() } else { format!(", {} searched again", many(report.forgotten, "state")) }
+}
+
+/// Says how many of the scenarios that failed each search of a portfolio has found to fail.
+fn finders(reports: &[Report]) -> String {
+    let portfolios = || reports.iter().filter(|report| report.searches.len() > 1);
+    let Some(first) = portfolios().next() else { return String::new() };
+    let counts = first.searches.iter().filter_map(|search| {
+        let finds = |report: &&Report| report.violations.iter().any(|it| it.found_by.as_ref() == Some(&search.search));
+        let count = portfolios().filter(finds).count();
+        (count > 0).then(|| format!("{count} found by {}", search.search))
+    });
+    let counts: Vec<String> = counts.collect();
+    if counts.is_empty() { String::new() } else { format!(" ({})", counts.join(", ")) }
 }
 
 /// Prints the summary of a campaign; its exit status. `of` is the number of its scenarios.
@@ -97,7 +151,7 @@ pub fn finish(arguments: &Check, style: Style, reports: &[Report], of: usize) ->
     let schedules = many(schedules(reports), "schedule");
     let mut summary = format!("{} held in {schedules}", reports.len() - failed - ended);
     if failed > 0 {
-        summary += &format!(", {}", style.bad(&format!("{failed} failed")));
+        summary += &format!(", {}", style.bad(&format!("{failed} failed{}", finders(reports))));
     }
     if ended > 0 {
         summary += &format!(", {ended} interrupted");

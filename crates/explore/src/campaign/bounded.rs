@@ -15,6 +15,10 @@ impl<P: Program> Worker<'_, P> {
             self.watch.preemptions.store(preemptions.into(), Ordering::Relaxed);
             let (search, exhausted) = self.up_to(preemptions, &[], preemptions == 0, bound);
             self.add(tally, &search);
+            // With failures, all places are known only if no preemption leads to others.
+            if preemptions == 0 || self.options.faults == Faults::None {
+                tally.complete = search.complete;
+            }
             if preemptions == 0 {
                 places.extend(search.met);
             }
@@ -73,12 +77,14 @@ impl<P: Program> Worker<'_, P> {
         let mut reached = None;
         for preemptions in 0..=self.options.preemptions_with_faults {
             if self.is_over(true) {
+                tally.complete = false;
                 break;
             }
             let whole = Bounded::new(preemptions, self.options.reduce);
             let (search, exhausted) = self.run_bounded(whole, &plan, preemptions == 0, bound);
             self.add(tally, &search);
             if preemptions == 0 {
+                tally.complete &= search.complete;
                 *self.last.borrow_mut() = (plan.clone(), search.met);
             }
             if !exhausted || !tally.failures.is_empty() {
@@ -105,6 +111,7 @@ impl<P: Program> Worker<'_, P> {
             search.failure = Some(Failure { found, plan: plan.to_vec(), bound, ..Failure::default() });
         }
         let exhausted = bounded.is_exhausted() && !search.cut;
+        search.complete = exhausted && bounded.is_complete();
         (search, exhausted)
     }
 }

@@ -71,6 +71,7 @@ impl<P: Program> Worker<'_, P> {
         self.watch.places[1].store(plans.len() as u64 - 1, Ordering::Relaxed);
         let mut turns = self.turns(plans.len());
         let mut open: Vec<usize> = (0..plans.len()).collect();
+        let mut tried = vec![false; plans.len()];
         for round in 0.. {
             let mut still_open = Vec::new();
             let lengths = turns.of_round(round, open.len(), self.share);
@@ -84,7 +85,8 @@ impl<P: Program> Worker<'_, P> {
                     continue;
                 }
                 let search = self.run_random(seed, turn as usize, plan, bound);
-                if round == 0 && !plan.is_empty() && turns.is_counted_by(index, self.share) {
+                let is_first = !std::mem::replace(&mut tried[index], true);
+                if is_first && !plan.is_empty() && turns.is_counted_by(index, self.share) {
                     tally.plans[0] += u64::from(counts(plan));
                     self.watch.places[0].fetch_add(1, Ordering::Relaxed);
                 }
@@ -121,7 +123,7 @@ impl<P: Program> Worker<'_, P> {
         let all = self.options.schedules.or(if self.options.time.is_some() { None } else { Some(10_000) });
         Turns {
             firsts: all.map(|all| dealt(all, plans).collect()),
-            left: all.map(|all| share_of(0..all, self.share)),
+            left: all.map(|all| share_of(0..all, self.share) + share_of(0..self.spare, self.job)),
             taken: 0,
         }
     }
@@ -136,7 +138,7 @@ impl<P: Program> Worker<'_, P> {
                 let urw = UrwRandomScheduler::new_from_seed(seed, schedules);
                 self.search(Unhurried::new(urw, seed), None, plan, false, bound)
             }
-            Strategy::Random | Strategy::Bounded => {
+            Strategy::Random | Strategy::Bounded | Strategy::Portfolio => {
                 let random = Random::new(seed, schedules as u64);
                 self.search(Unhurried::new(random, seed), None, plan, false, bound)
             }

@@ -28,6 +28,7 @@
 mod objects;
 mod point;
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
@@ -114,6 +115,8 @@ pub struct Bounded {
     met: HashMap<u64, Met, BuildHasherDefault<AsIs>>,
     counts: Counts,
     done: bool,
+    /// A choice was left out because it costs more than the bound allows.
+    refused: Cell<bool>,
     started: bool,
     touched: Vec<Touch>,
     /// Points that are no longer in use, kept for their memory.
@@ -148,6 +151,7 @@ impl Bounded {
             met: HashMap::default(),
             counts: Counts::default(),
             done: false,
+            refused: Cell::new(false),
             started: false,
             touched: Vec::new(),
             spare: Vec::new(),
@@ -185,6 +189,12 @@ impl Bounded {
         self.done
     }
 
+    /// Returns whether every schedule of its share has been searched, whatever its number of preemptions: no choice
+    /// was left out because of the bound. Then a search with a larger bound does the same.
+    pub fn is_complete(&self) -> bool {
+        self.done && !self.refused.get()
+    }
+
     /// Returns whether the schedule that runs, or has just run, belongs to this searcher's share.
     pub fn is_mine(&self) -> bool {
         let first = self.path.iter().position(|node| node.choices[node.taken].cost > 0);
@@ -207,8 +217,12 @@ impl Bounded {
 
     /// Returns whether a choice is within the bound, and in this searcher's share.
     fn affords(&self, node: &Node, choice: Choice, depth: usize) -> bool {
+        if node.spent + choice.cost > self.bound {
+            self.refused.set(true);
+            return false;
+        }
         let first = node.spent == 0 && choice.cost > 0;
-        node.spent + choice.cost <= self.bound && (!first || self.owns(depth))
+        !first || self.owns(depth)
     }
 
     /// Ends the last schedule: adds what its steps show about preemptions that are still open.

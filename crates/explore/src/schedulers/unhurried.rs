@@ -13,12 +13,14 @@ pub struct Unhurried<S> {
     numbers: Numbers,
     /// How often there was a choice. A program without a choice is run once.
     choices: Option<u64>,
+    /// The scheduler has had a choice. PCT must have one in the first schedule, if there is one.
+    has_chosen: bool,
 }
 
 impl<S> Unhurried<S> {
     /// Makes the scheduler. `seed` determines when time-outs are among the choices.
     pub fn new(inner: S, seed: u64) -> Self {
-        Self { inner, numbers: Numbers::new(seed), choices: None }
+        Self { inner, numbers: Numbers::new(seed), choices: None, has_chosen: false }
     }
 }
 
@@ -39,7 +41,10 @@ impl<S: Scheduler> Scheduler for Unhurried<S> {
             *choices += 1;
         }
         let hurried = ready.is_empty() || ready.len() == runnable.len() || self.numbers.next().is_multiple_of(8);
-        self.inner.next_task(if hurried { runnable } else { &ready }, current, yielding)
+        let must_choose = !self.has_chosen && ready.len() == 1;
+        let choices = if hurried || must_choose { runnable } else { &ready };
+        self.has_chosen |= choices.len() > 1;
+        self.inner.next_task(choices, current, yielding)
     }
 
     fn next_u64(&mut self) -> u64 {

@@ -5,6 +5,7 @@ mod columns;
 mod examples;
 mod interrupts;
 mod page;
+mod portfolio;
 mod reduction;
 mod stories;
 mod trace_events;

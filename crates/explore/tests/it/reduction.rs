@@ -289,7 +289,10 @@ fn outcomes(program: &[Vec<Do>], bound: u8, reduce: bool) -> (BTreeSet<Outcome>,
 }
 
 fn met_by(search: Bounded, program: &[Vec<Do>], every_stop: bool) -> (BTreeSet<Outcome>, u64) {
-    let search = Shared::new(search);
+    met_by_shared(&Shared::new(search), program, every_stop)
+}
+
+fn met_by_shared(search: &Shared<Bounded>, program: &[Vec<Do>], every_stop: bool) -> (BTreeSet<Outcome>, u64) {
     let seen = Arc::new(std::sync::Mutex::new(BTreeSet::new()));
     let (theirs, ours, program) = (Arc::clone(&seen), Arc::clone(&seen), program.to_vec());
     let ended = move |halt: Option<Halt>| {
@@ -384,6 +387,28 @@ proptest! {
             let (reduced, fewer) = outcomes(&program, bound, true);
             prop_assert!(fewer <= schedules);
             prop_assert_eq!(full, reduced, "bound {}, {} against {} schedules", bound, schedules, fewer);
+        }
+    }
+}
+
+/// Programs of at most two threads with few steps: of these some have no schedule beyond a small bound.
+fn few_steps() -> impl Strategy<Value = Vec<Vec<Do>>> {
+    prop::collection::vec(prop::collection::vec(step(), 0..2), 1..3)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: programs(), failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn beyond_a_complete_search_there_is_nothing(program in few_steps(), reduce in any::<bool>()) {
+        for bound in 0..4 {
+            let search = Shared::new(Bounded::new(bound, reduce));
+            let met = met_by_shared(&search, &program, false);
+            if search.borrow().is_complete() {
+                prop_assert_eq!(&met, &outcomes(&program, 9, reduce), "bound {}", bound);
+                prop_assert_eq!(&met.0, &outcomes(&program, 9, false).0, "bound {}", bound);
+                break;
+            }
         }
     }
 }
