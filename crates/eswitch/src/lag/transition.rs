@@ -156,6 +156,11 @@ impl Shared {
             match plan {
                 Plan::Keep => break Ok(()),
                 Plan::Change(tx) => {
+                    let (mode, members) = {
+                        let (state, _cx) = self.lag.state.lock(&mut cx);
+                        (state.mode, state.members.clone())
+                    };
+                    self.transmit(&mut cx, mode, &members, &tx);
                     self.lag.state.lock(&mut cx).0.tx = tx;
                     self.emit_lag(&mut cx);
                     break Ok(());
@@ -180,13 +185,16 @@ impl Shared {
 
     fn emit_lag(&self, cx: &mut Locked<'_, Devcom>) {
         let view = self.lag.view(cx);
-        if let Some(datapath) = self.card.datapath() {
-            let members = self.lag.state.lock(cx).0.members.clone();
-            // In a multiport E-Switch each port is used as rules name it.
-            let (members, tx) = if view.mode == LagMode::Mpesw { (Vec::new(), Vec::new()) } else { (members, view.tx) };
-            datapath.set_lag(&mut cx.narrow(), &members, &tx);
-        }
         self.events.emit(cx, || Event::Lag(view.mode, view.reason));
+    }
+
+    /// Tells the data plane on which wires the LAG transmits, before anybody can see that it does. In a multiport E-Switch
+    /// each port is used as rules name it.
+    fn transmit(&self, cx: &mut Locked<'_, Devcom>, mode: LagMode, members: &[PfIndex], tx: &[PfIndex]) {
+        if let Some(datapath) = self.card.datapath() {
+            let (members, tx) = if mode == LagMode::Mpesw { (&[][..], &[][..]) } else { (members, tx) };
+            datapath.set_lag(&mut cx.narrow(), members, tx);
+        }
     }
 
     /// Enables a LAG. There must be none.
@@ -229,11 +237,13 @@ impl Shared {
                 return Err(error);
             }
         }
+        let members: Vec<PfIndex> = members.iter().map(|pf| pf.index()).collect();
+        self.transmit(cx, mode, &members, &tx);
         {
             let (mut state, cx) = self.lag.state.lock(cx);
             state.mode = mode;
             state.tx = tx;
-            state.members = members.iter().map(|pf| pf.index()).collect();
+            state.members = members;
             self.lag.note(&cx, &state);
         }
         self.emit_lag(cx);
@@ -243,6 +253,7 @@ impl Shared {
     /// Disables the LAG, if there is one. Cannot fail: if a member's own RDMA device or representors fail to be made
     /// again, that is retried later.
     pub(crate) fn disable_lag(&self, component: &mut Component, cx: &mut Locked<'_, Devcom>) {
+        self.transmit(cx, LagMode::None, &[], &[]);
         let (mode, members) = {
             let (mut state, cx) = self.lag.state.lock(cx);
             state.tx.clear();
