@@ -542,6 +542,10 @@ impl Datapath for Plane {
         state.tell(&uplinks);
     }
 
+    fn lag(&self, cx: &mut Locked<'_, CardCall>) -> (Vec<PfIndex>, Vec<PfIndex>) {
+        self.state.lock_leaf(cx).ports.lag.clone()
+    }
+
     fn clear(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) {
         let mut state = self.state.lock_leaf(cx);
         self.remove_all(&mut state, pf);

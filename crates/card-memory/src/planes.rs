@@ -158,6 +158,10 @@ impl Datapath for Planes {
         self.planes.lock_leaf(cx).lag = (members.to_vec(), tx.to_vec());
     }
 
+    fn lag(&self, cx: &mut Locked<'_, CardCall>) -> (Vec<PfIndex>, Vec<PfIndex>) {
+        self.planes.lock_leaf(cx).lag.clone()
+    }
+
     fn clear(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) {
         self.with(cx, pf, |plane| {
             plane.tables.clear();

@@ -102,6 +102,9 @@ pub trait Datapath: Send + Sync {
     /// the same. Without members each E-Switch uses its own wire, as at first. It replaces what was set before.
     fn set_lag(&self, cx: &mut Locked<'_, CardCall>, members: &[PfIndex], tx: &[PfIndex]);
 
+    /// The members and ports that were set last.
+    fn lag(&self, cx: &mut Locked<'_, CardCall>) -> (Vec<PfIndex>, Vec<PfIndex>);
+
     /// Carries out changes in their order. For each, the counter of its rule as it is then, the last one for a rule
     /// that is removed, zero for a meter; or why it was refused. What is refused leaves nothing behind, and the other
     /// changes are carried out all the same. Only [`Change::Install`], [`Change::SetActions`] and [`Change::SetMeter`]

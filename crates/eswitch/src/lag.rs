@@ -142,6 +142,11 @@ impl<T> Hash for Unhashed<T> {
 }
 
 impl State {
+    /// The members, and the ports on which the LAG transmits.
+    fn transmits(&self) -> (Vec<PfIndex>, Vec<PfIndex>) {
+        (self.members.clone(), self.tx.clone())
+    }
+
     /// Whether an evaluation could change something: there is a bond, or a reason left of a bond that made no LAG. An
     /// evaluation neither enables nor disables multiport E-Switch, which is the only LAG that needs no bond.
     fn has_bond(&self) -> bool {

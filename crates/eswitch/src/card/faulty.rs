@@ -236,6 +236,9 @@ impl<C: Card> Datapath for Faulty<C> {
             datapath.set_lag(cx, members, tx);
         }
     }
+    fn lag(&self, cx: &mut Locked<'_, CardCall>) -> (Vec<PfIndex>, Vec<PfIndex>) {
+        self.inner.datapath().map(|datapath| datapath.lag(cx)).unwrap_or_default()
+    }
     fn clear(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) {
         self.each(|plane| plane.clear(cx, pf));
     }

@@ -72,8 +72,8 @@ pub const INVARIANTS: [Invariant; 16] = [
     Invariant {
         name: "lag-consistent",
         holds_when: "a LAG transition is complete or undone; only paired E-Switches share a forwarding database; at rest, an \
-                     evaluation would change nothing, nothing holds LAG off, and no back-off remains after a failure that \
-                     is repaired",
+                     evaluation would change nothing, nothing holds LAG off, rules send to uplinks as the LAG transmits, and \
+                     no back-off remains after a failure that is repaired",
         checked: "at the end of each evaluation and transition; at rest",
         needs_lockdep: false,
     },

@@ -141,9 +141,16 @@ impl Shared {
             return Some(format!("lag: no retry is pending, and the back-off still counts {failures}"));
         }
         let (members, total) = (component.lag_members(), usize::from(self.config.pfs));
-        let state = self.lag.state.lock(&mut cx).0;
-        let due = state.is_due(&members, total, self.config.shared_fdb)?;
-        Some(format!("lag {}: no evaluation is pending, and one would {due}", state.mode))
+        let (mode, wanted, due) = {
+            let state = self.lag.state.lock(&mut cx).0;
+            let wanted = if state.mode == LagMode::Mpesw { Default::default() } else { state.transmits() };
+            (state.mode, wanted, state.is_due(&members, total, self.config.shared_fdb))
+        };
+        let told = self.card.datapath().map(|datapath| datapath.lag(&mut cx.narrow()));
+        if let Some(told) = told.filter(|told| *told != wanted) {
+            return Some(format!("lag {mode}: rules were told (members, ports) {told:?}, and it is {wanted:?}"));
+        }
+        due.map(|due| format!("lag {mode}: no evaluation is pending, and one would {due}"))
     }
 
     /// States that `esw_multiport` has been turned on or off.
