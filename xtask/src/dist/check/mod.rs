@@ -37,7 +37,7 @@ struct Check {
     run: fn(&Subject) -> Result<()>,
 }
 
-const CHECKS: [Check; 14] = [
+const CHECKS: [Check; 15] = [
     Check { name: "a second run makes the same bytes", programs: &[], needs_root: false, run: same_bytes },
     Check { name: "the sums are those of the files", programs: &["sha256sum"], needs_root: false, run: sums },
     Check { name: "the binary runs", programs: &[], needs_root: false, run: binary_runs },
@@ -52,6 +52,12 @@ const CHECKS: [Check; 14] = [
         programs: &["dpkg-deb", "chroot"],
         needs_root: true,
         run: package::runs_in_an_empty_root,
+    },
+    Check {
+        name: "the daemon runs as the unit starts it",
+        programs: &["chroot", "ip", "mount", "sh", "unshare"],
+        needs_root: true,
+        run: package::daemon_runs,
     },
     Check {
         name: "dpkg installs the package, and removes all of it",

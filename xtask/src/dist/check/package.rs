@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::dist::{deb, installed_archive};
 use crate::patched::walk;
@@ -39,6 +39,27 @@ pub fn runs_in_an_empty_root(subject: &Subject) -> Result<()> {
     expect_version(subject, &mut esw())?;
     let Printed { text, .. } = output(esw().args(["run", SCENARIO, "--json"]))?;
     ensure!(text.contains("late-ib"), "`esw run` printed:\n{text}");
+    Ok(())
+}
+
+/// Starts the daemon as the unit does, with real netdevs, in namespaces that end with the check.
+pub fn daemon_runs(subject: &Subject) -> Result<()> {
+    let scratch = Scratch::new("daemon")?;
+    unpack(&installed_archive(subject.ingredients)?, scratch.path())?;
+    let unit = fs::read_to_string(scratch.path().join("usr/lib/systemd/system/eswitch.service"))?;
+    let start = unit.lines().find_map(|line| line.strip_prefix("ExecStart="));
+    let start = start.context("the unit has no ExecStart=")?;
+    let script = format!(
+        "mkdir -p proc sys dev; mount -t proc proc proc; mount -t sysfs sysfs sys; mount --bind /dev dev
+        ip link set lo up
+        chroot . {start} --detach >&2
+        chroot . /usr/bin/esw dev show
+        chroot . /usr/bin/esw down >&2"
+    );
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--mount", "--net", "--pid", "--fork", "--kill-child", "sh", "-ec", &script]);
+    let Printed { text, complaints } = output(unshare.current_dir(scratch.path()))?;
+    ensure!(text.starts_with("pci/"), "`esw dev show` printed `{text}`\n{complaints}");
     Ok(())
 }
 
