@@ -19,7 +19,7 @@ pub struct Licences {
     pub crates: Vec<Crate>,
     /// The notices of Rust's library, a page.
     pub rust_library: String,
-    /// The notices of the C library.
+    /// The notices of the C library, and the LGPL.
     pub c_library: String,
 }
 
@@ -71,8 +71,13 @@ pub fn collect(linked: &BTreeSet<String>, machine: &Machine) -> Result<Licences>
     let sysroot = output_of("rustc", &["--print", "sysroot"])?;
     let rust_library = first_of(&[&format!("{sysroot}/share/doc/rust/COPYRIGHT-library.html")])
         .context("the notices of Rust's library are missing; rustup installs them with the toolchain")?;
-    let c_library = first_of(&["/usr/share/doc/libc6-dev/copyright", "/usr/share/licenses/glibc/LICENSES"])
-        .context("the notices of the C library are missing: `apt-get install --reinstall libc6-dev`")?;
+    let notices = first_of(&["/usr/share/doc/libc6-dev/copyright", "/usr/share/licenses/glibc/LICENSES"]);
+    let notices =
+        notices.context("the notices of the C library are missing: `apt-get install --reinstall libc6-dev`")?;
+    // The notices only name the file with this text, which has to go with the library.
+    let lgpl = first_of(&["/usr/share/common-licenses/LGPL-2.1", "/usr/share/licenses/glibc/COPYING.LIB"]);
+    let lgpl = lgpl.context("the text of the LGPL is missing: `apt-get install --reinstall base-files`")?;
+    let c_library = format!("{notices}\n{}\n\n{lgpl}", "-".repeat(72));
     Ok(Licences { crates, rust_library, c_library })
 }
 
