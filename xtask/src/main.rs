@@ -2,6 +2,7 @@
 
 mod bench;
 mod bpf;
+mod dist;
 mod docs;
 mod exhaust;
 mod instructions;
@@ -30,6 +31,8 @@ enum Command {
     Bench(bench::Args),
     /// Compile the eBPF program of crates/datapath-bpf, or check that the committed object is what its sources compile to.
     Bpf(bpf::Args),
+    /// Make a static binary, manual pages, completions, a Debian package and a container image, with their sums.
+    Dist(dist::Args),
     /// Check that the sections of the documentation that commands write agree with the code, or write them.
     Docs(docs::Args),
     /// Explore each scenario up to a bound, for the table in docs/verification.md. Fails if an invariant does not hold.
@@ -75,6 +78,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Bench(args) => bench::run(&args)?,
         Command::Bpf(args) => bpf::run(&args)?,
+        Command::Dist(args) => dist::run(&args)?,
         Command::Docs(args) => return docs::run(&args),
         Command::Exhaust(args) => return exhaust::run(&args),
         Command::Programs(args) => return programs::run(&args),

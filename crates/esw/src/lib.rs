@@ -36,10 +36,15 @@ pub mod fuzzing {
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use arguments::{Arguments, Command};
 use exit_status::UNUSABLE;
+
+/// The arguments of the command as clap knows them, for manual pages and the completions of shells.
+pub fn command() -> clap::Command {
+    Arguments::command()
+}
 
 /// Runs the command that the arguments of this process name; its exit status.
 pub fn main() -> ExitCode {
