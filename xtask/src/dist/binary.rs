@@ -34,7 +34,7 @@ struct Message {
 /// what other commands have built is kept.
 ///
 /// # Errors
-/// The toolchain or the C library lacks something, it does not compile, or it is not as [`check`] wants it.
+/// The toolchain or the C library lacks something, it does not compile, or it is not as [`check()`] wants it.
 pub fn build(machine: &Machine) -> Result<Built> {
     find_libraries(machine)?;
     let target = target_dir()?.join("dist-build");
