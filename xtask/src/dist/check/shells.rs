@@ -45,7 +45,7 @@ pub fn bash(subject: &Subject) -> Result<()> {
         _esw esw \"${!#}\" \"${COMP_WORDS[$#-1]}\"
         echo \"${COMPREPLY[@]}\"";
     for (words, completed) in
-        [(&["de"][..], "dev"), (&["run", "--ca"], "--card"), (&["check", "--strategy", "p"], "pct")]
+        [(&["de"][..], "dev"), (&["run", "--ca"], "--card"), (&["check", "--strategy", "b"], "bounded")]
     {
         let mut bash = Command::new("bash");
         bash.args(["--norc", "-ec", script, "bash"]).args(words).current_dir(scratch.path());
