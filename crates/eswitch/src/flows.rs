@@ -713,7 +713,9 @@ impl Staged {
     fn record(&self, pf: PfIndex, tables: &Tables, records: &Records) {
         match self {
             Self::Added(id) | Self::Changed(id, _) => {
-                if let Some(rule) = tables.rule(*id) {
+                // To give a rule the actions that it has is no change, as when all rules are confirmed after a start.
+                let is_same = |rule: &Rule| matches!(self, Self::Changed(_, before) if *before == rule.actions);
+                if let Some(rule) = tables.rule(*id).filter(|rule| !is_same(rule)) {
                     records.note(|| FlowRecord::Rule(pf, *id, Box::new(rule.clone())));
                 }
             }

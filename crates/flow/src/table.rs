@@ -294,11 +294,6 @@ impl Tables {
         self.meters.get(&id).copied()
     }
 
-    /// All meters, in the order of their names.
-    pub fn meters(&self) -> impl Iterator<Item = (MeterId, Meter)> {
-        self.meters.iter().map(|(id, meter)| (*id, *meter))
-    }
-
     /// Adds rules. The result of each stands at its place; the refusal of one does not affect the others.
     pub fn add_batch(&mut self, rules: impl IntoIterator<Item = Rule>) -> Vec<Result<RuleId, RuleError>> {
         rules.into_iter().map(|rule| self.add(rule)).collect()

@@ -56,15 +56,15 @@ impl StoredFilters {
     }
 
     /// The filters, in the order in which they were made.
-    pub fn filters(&self) -> Vec<Stored> {
-        let mut filters: Vec<Stored> = self.0.values().flat_map(HashMap::values).cloned().collect();
+    pub fn into_filters(self) -> Vec<Stored> {
+        let mut filters: Vec<Stored> = self.0.into_values().flat_map(HashMap::into_values).collect();
         filters.sort_by_key(|stored| (stored.made_ms, stored.rule.map(|rule| rule.0)));
         filters
     }
 
     /// The records that make them.
-    pub fn records(&self) -> impl Iterator<Item = Record> {
-        self.0.values().flat_map(HashMap::values).map(|stored| Record::There(Box::new(stored.clone())))
+    pub fn into_records(self) -> impl Iterator<Item = Record> {
+        self.0.into_values().flat_map(HashMap::into_values).map(|stored| Record::There(Box::new(stored)))
     }
 }
 

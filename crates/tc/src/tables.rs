@@ -177,7 +177,8 @@ impl Tables {
     pub fn meet(&mut self, netdev: Netdev) {
         let is_other = self.netdevs.get(&name(&netdev)).is_some_and(|filters| filters.number != netdev.number);
         if is_other && let Some(filters) = self.netdevs.remove(&name(&netdev)) {
-            self.note(|| Record::Forgotten(netdev.port, netdev.tunnel.map(|(_, index)| index)));
+            let (port, tunnel) = name(&netdev);
+            self.note(|| Record::Forgotten(port, tunnel));
             let chains = filters.sides.into_values().flat_map(BTreeMap::into_values);
             let priorities = chains.flat_map(Chain::into_values);
             for filter in priorities.flat_map(|priority| priority.filters.into_values()) {
@@ -243,7 +244,8 @@ impl Tables {
                 }
             }
         }
-        if place.handle == 0 {
+        let is_chosen = place.handle == 0;
+        if is_chosen {
             // The lowest that is free, as an IDR gives it.
             place.handle = priority.map_or(1, |priority| {
                 let is_free = |handle: &u32| !priority.filters.contains_key(handle);
@@ -270,7 +272,7 @@ impl Tables {
             let chains = self.chains_or_new(place.netdev, place.side);
             let new = || Priority::new(place.protocol, kind);
             let priority = chains.entry(chain).or_default().entry(place.priority).or_insert_with(new);
-            if place.handle == priority.first_handle {
+            if is_chosen || place.handle == priority.first_handle {
                 priority.first_handle = place.handle.saturating_add(1);
             }
             priority.by_match.insert(spec.classifier.clone(), place.handle);
@@ -417,18 +419,14 @@ impl Tables {
 
     /// Forgets everything of a side of a netdev.
     pub fn forget(&mut self, netdev: Netdev, side: Side) -> Vec<Removed> {
-        let chains = self.chains_mut(netdev, side).map(std::mem::take).unwrap_or_default();
-        let mut removed = Vec::new();
-        for (chain, priorities) in chains {
-            for (priority, handle, filter) in priorities
-                .into_iter()
-                .flat_map(|(number, priority)| priority.filters.into_iter().map(move |(handle, f)| (number, handle, f)))
-            {
-                self.note(|| Record::Gone(Place { netdev, side, chain: Some(chain), priority, protocol: 0, handle }));
-                removed.push(Removed { rule: filter.rule, meters: self.unbind(&filter.spec.actions) });
+        let mut places: Vec<(u32, u16, u32)> = Vec::new();
+        for (chain, priorities) in self.chains(netdev, side).into_iter().flatten() {
+            for (number, priority) in priorities {
+                places.extend(priority.filters.keys().map(|handle| (*chain, *number, *handle)));
             }
         }
-        removed
+        let take = |(chain, priority, handle)| self.take(netdev, side, chain, priority, handle);
+        places.into_iter().filter_map(take).collect()
     }
 
     fn priority(&self, place: &Place) -> Option<&Priority> {

@@ -3,7 +3,9 @@ use netlink::{Builder, Errno, Flags, Header, Message, attributes, find, message}
 use proptest::prelude::*;
 
 use crate::numbers::{RTM_NEWTFILTER, TC_H_MIN_INGRESS, TCMSG, act, cls_flags, control, flower, tca};
-use crate::{Address, Answer, Netdev, Outcome, Place, Removed, Request, Side, Spec, Tables, Target, Verb, rank};
+use crate::{
+    Address, Answer, Netdev, Outcome, Place, Removed, Request, Side, Spec, StoredFilters, Tables, Target, Verb, rank,
+};
 
 const NETDEV: Netdev = Netdev { port: Port(1), tunnel: None, number: 1 };
 const UPLINK: Port = Port(65535);
@@ -195,6 +197,46 @@ fn a_filter_in_the_place_of_one_that_was_deleted_is_not_settled_as_that() {
         tables.settle(second, Outcome::InHw(RuleId(2), Counter::default()), 0);
         assert_eq!(tables.get(&place, None).unwrap().filter.unwrap().rule, Some(RuleId(2)));
     }
+}
+
+#[test]
+fn filters_that_are_restored_from_their_records_are_as_they_were() {
+    let mut before = Tables::default();
+    before.record();
+    for n in 1..=6_u8 {
+        add(&mut before, &drop_to([10, 0, 0, n], (1, IP, 0)), n.into()).unwrap();
+    }
+    let gone = add(&mut before, &drop_to([10, 0, 1, 1], (2, IP, 0)), 7).unwrap();
+    before.remove(&gone, None).unwrap();
+    let third = Place { priority: 1, protocol: IP, handle: 3, ..gone };
+    before.remove(&third, None).unwrap();
+    let mut stored = StoredFilters::default();
+    before.take_records().into_iter().for_each(|record| stored.apply(record));
+    assert!(before.take_records().is_empty(), "each is told once");
+
+    let all = Place { priority: 0, protocol: 0, handle: 0, ..gone };
+    let shown = |tables: &Tables| -> Vec<_> {
+        let entries = tables.list(&all).into_iter().filter_map(|entry| Some((entry.place, entry.filter?)));
+        entries.map(|(place, filter)| (place.handle, filter.spec, filter.rule)).collect()
+    };
+    let mut after = Tables::default();
+    after.restore(stored.into_filters(), |_| Some(NETDEV.number), 0);
+    assert_eq!(shown(&after), shown(&before));
+    // What comes next gets the same handles and indexes in both.
+    for n in 11..=13 {
+        let [one, other] = [&mut before, &mut after]
+            .map(|tables| add(tables, &drop_to([10, 0, 0, n], (1, IP, 0)), n.into()).unwrap().handle);
+        assert_eq!(one, other);
+    }
+    assert_eq!(shown(&after), shown(&before));
+    // A port without a netdev has none of them; all of one that is forgotten are told to be gone.
+    let mut nowhere = Tables::default();
+    let mut stored = StoredFilters::default();
+    before.take_records().into_iter().for_each(|record| stored.apply(record));
+    nowhere.restore(stored.into_filters(), |_| None, 0);
+    assert_eq!(shown(&nowhere), []);
+    assert_eq!(before.forget(NETDEV, Side::Ingress).len(), 8);
+    assert_eq!((shown(&before), before.take_records().len()), (vec![], 8));
 }
 
 #[test]

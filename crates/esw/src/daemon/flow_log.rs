@@ -20,11 +20,12 @@ use anyhow::{Context, Result};
 use eswitch::{FlowRecord, PfIndex, StoredFlows};
 use flow::{Meter, MeterId, Rule, RuleId};
 use lockdep::{Locked, Mutex};
-use rustix::fs::{AtFlags, Mode, OFlags, open, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use tc::StoredFilters;
 
+use super::folders::{self, OURS_ALONE};
 use crate::lock_order::FlowLogClass;
 
 /// The version of the lines.
@@ -113,20 +114,22 @@ impl Content {
     }
 
     /// The lines that make it.
-    fn to_lines(&self) -> impl Iterator<Item = Line> {
+    fn into_lines(self) -> impl Iterator<Item = Line> {
         let last = FlowRecord::Gone(RuleId(self.last_rule));
-        let meters = self.meters.iter().map(|((pf, id), meter)| FlowRecord::Meter(*pf, *id, *meter));
-        let rules = self.rules.iter().map(|(id, (pf, rule))| FlowRecord::Rule(*pf, *id, rule.clone()));
+        let meters = self.meters.into_iter().map(|((pf, id), meter)| FlowRecord::Meter(pf, id, meter));
+        let rules = self.rules.into_iter().map(|(id, (pf, rule))| FlowRecord::Rule(pf, id, rule));
         let flows = std::iter::once(last).chain(meters).chain(rules).map(Line::Flow);
-        flows.chain(self.filters.records().map(Line::Filter))
+        flows.chain(self.filters.into_records().map(Line::Filter))
     }
 
-    fn flows(&self) -> StoredFlows {
-        StoredFlows {
-            rules: self.rules.iter().map(|(id, (pf, rule))| (*pf, *id, (**rule).clone())).collect(),
-            meters: self.meters.iter().map(|((pf, id), meter)| (*pf, *id, *meter)).collect(),
+    /// The rules and filters that can be restored.
+    fn into_stored(self) -> (StoredFlows, Vec<tc::Stored>) {
+        let flows = StoredFlows {
+            rules: self.rules.into_iter().map(|(id, (pf, rule))| (pf, id, *rule)).collect(),
+            meters: self.meters.into_iter().map(|((pf, id), meter)| (pf, id, meter)).collect(),
             last_rule: self.last_rule,
-        }
+        };
+        (flows, self.filters.into_filters())
     }
 }
 
@@ -138,18 +141,16 @@ impl FlowLog {
     /// The folder cannot be opened.
     pub fn open(folder: &Path, card: &str) -> Result<(Self, StoredFlows, Vec<tc::Stored>)> {
         let name = format!("{card}.flows");
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let opened = open(folder, flags, Mode::empty()).with_context(|| folder.display().to_string())?;
-        let place = Place { folder: opened, path: folder.join(&name), name };
+        let place = Place { folder: folders::open(folder)?, path: folder.join(&name), name };
         let (content, file) = read(&place).unwrap_or_else(|error| {
             tracing::warn!("the flow rules of {card} cannot be read, and are not restored: {error:#}");
             (Content::default(), None)
         });
-        let (flows, filters) = (content.flows(), content.filters.filters());
+        let lines = content.lines;
+        let (flows, filters) = content.into_stored();
         let (queue, queued) = channel();
         let live = flows.rules.len() + flows.meters.len() + filters.len();
-        let written =
-            Written { place, queued, file, pending: Vec::new(), lines: (content.lines, live), is_failing: false };
+        let written = Written { place, queued, file, pending: Vec::new(), lines: (lines, live), is_failing: false };
         Ok((Self { queue, written: Mutex::new(written) }, flows, filters))
     }
 
@@ -202,36 +203,36 @@ impl Written {
             Some(whole) => whole,
             // Nobody needs a file without rules.
             None if self.pending.is_empty() => return Ok(()),
-            none => none.insert(write_anew(&self.place, &Content::default())?),
+            none => none.insert(write_anew(&self.place, Content::default())?.0),
         };
         whole.file.write_all_at(&self.pending, whole.length)?;
         whole.length += self.pending.len() as u64;
         self.pending.clear();
         if self.lines.0 > 2 * self.lines.1 + SLACK {
             let (content, _) = read(&self.place)?;
-            let lines = content.to_lines().count();
-            self.file = Some(write_anew(&self.place, &content)?);
-            self.lines = (lines, lines);
+            let (whole, lines) = write_anew(&self.place, content)?;
+            (self.file, self.lines) = (Some(whole), (lines, lines));
         }
         Ok(())
     }
 }
 
-/// Writes the file anew.
-fn write_anew(Place { folder, name, .. }: &Place, content: &Content) -> io::Result<Whole> {
+/// Writes the file anew. Returns it with the number of its lines after the first.
+fn write_anew(Place { folder, name, .. }: &Place, content: Content) -> io::Result<(Whole, usize)> {
     let new = format!("{name}-new");
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let file = openat(folder, new.as_str(), flags, Mode::RUSR | Mode::WUSR)?;
-    let mut writer = BufWriter::new(File::from(file));
+    let file = openat(folder, new.as_str(), flags, OURS_ALONE)?;
+    let (mut writer, mut lines) = (BufWriter::new(File::from(file)), 0);
     serde_json::to_writer(&mut writer, &Head { version: VERSION, boot: boot() })?;
     writer.write_all(b"\n")?;
-    for line in content.to_lines() {
+    for line in content.into_lines() {
         serde_json::to_writer(&mut writer, &line)?;
         writer.write_all(b"\n")?;
+        lines += 1;
     }
     let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
     renameat(folder, new.as_str(), folder, name.as_str())?;
-    Ok(Whole { length: file.metadata()?.len(), file })
+    Ok((Whole { length: file.metadata()?.len(), file }, lines))
 }
 
 /// What names this boot of the machine.
@@ -272,27 +273,7 @@ mod tests {
     use flow::{Action, Match, Port};
 
     use super::*;
-
-    /// A folder that is removed.
-    struct Folder(PathBuf);
-
-    impl Folder {
-        fn new(name: &str) -> Self {
-            let folder = std::env::temp_dir().join(format!("esw-flow-log-{name}-{}", std::process::id()));
-            fs::create_dir_all(&folder).unwrap();
-            Self(folder)
-        }
-
-        fn path(&self) -> &Path {
-            &self.0
-        }
-    }
-
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
+    use crate::daemon::folders::Temporary;
 
     fn rule(port: u32) -> FlowRecord {
         let rule = Rule::new(Port(port), Match::new(), [Action::Drop]);
@@ -310,7 +291,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_and_a_torn_line_is_not() {
-        let folder = Folder::new("torn");
+        let folder = Temporary::new("flow-log");
         assert_eq!(append(folder.path(), [rule(1), rule(2), rule(3), FlowRecord::Gone(RuleId(2))]), [0; 0]);
         assert_eq!(append(folder.path(), [rule(9)]), [1, 3]);
         let path = folder.path().join("card.flows");
@@ -329,7 +310,7 @@ mod tests {
 
     #[test]
     fn the_file_does_not_grow_with_what_is_gone() {
-        let folder = Folder::new("grows");
+        let folder = Temporary::new("flow-log");
         for round in 0..20 {
             let records = (0..SLACK as u32).flat_map(|n| [rule(n + 2), FlowRecord::Gone(RuleId(u64::from(n) + 2))]);
             append(folder.path(), records.chain([rule(1)]));

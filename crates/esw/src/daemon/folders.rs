@@ -1,12 +1,16 @@
 //! The folders of control sockets and of stored state, and who may write to them.
 
 use std::fs::{DirBuilder, File, Permissions};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+#[cfg(test)]
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::{fs, io};
 
 use anyhow::{Context, Result};
 use devlink::ControlSocket;
+use rustix::fs::{Mode, OFlags};
 use rustix::process::geteuid;
 
 /// The default folder of control sockets: the one that the service manager names, `/run/eswitch`, or without root one of
@@ -41,6 +45,19 @@ pub fn state() -> Result<PathBuf> {
     let own = own("XDG_STATE_HOME").or_else(|| Some(own("HOME")?.join(".local/state")));
     let own = own.context("neither XDG_STATE_HOME nor HOME says where to keep state; give `state_dir`")?;
     Ok(own.join("eswitch"))
+}
+
+/// The mode of every file in the folder of stored state. Only the daemon's user may open them: another user could prevent a
+/// start by holding a lock.
+pub const OURS_ALONE: Mode = Mode::RUSR.union(Mode::WUSR);
+
+/// Opens a folder, so that files can be opened relative to it.
+///
+/// # Errors
+/// The system's, with the path.
+pub fn open(folder: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(folder, flags, Mode::empty()).with_context(|| folder.display().to_string())
 }
 
 /// The folder that systemd names in a variable of the environment. It may name several, of which the first is the unit's
@@ -134,15 +151,44 @@ pub fn bind(socket: &Path, mode: u32, group: Option<u32>) -> Result<ControlSocke
     Ok(ControlSocket::bind(socket, mode, group)?)
 }
 
+/// A folder of a test's own, which is removed at its end; in memory if there is room for it: what is flushed there costs
+/// nothing.
+#[cfg(test)]
+pub struct Temporary(PathBuf);
+
+#[cfg(test)]
+impl Temporary {
+    /// An empty folder. `purpose`: a word for its name.
+    pub fn new(purpose: &str) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let memory = Path::new("/dev/shm");
+        let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+        let folder = parent.join(format!("esw-{purpose}-{}-{n}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        Self(folder)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn only_the_users_own_folder_is_trusted() {
-        let folder = std::env::temp_dir().join(format!("esw-folders-{}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
-        let (own, link, file) = (folder.join("own"), folder.join("link"), folder.join("file"));
+        let folder = Temporary::new("folders");
+        let (own, link, file) = (folder.path().join("own"), folder.path().join("link"), folder.path().join("file"));
         assert!(ensure_own(&own).is_ok(), "a folder that does not exist is no danger");
         make(&own).unwrap();
         assert!(ensure_own(&own).is_ok());
@@ -163,6 +209,5 @@ mod tests {
             let refused = ensure_own(&own).unwrap_err().to_string();
             assert!(refused.contains("another user, number 65534"), "{refused}");
         }
-        fs::remove_dir_all(folder).unwrap();
     }
 }

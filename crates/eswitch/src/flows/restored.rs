@@ -114,13 +114,15 @@ impl Engine {
         let is_left = |id: &RuleId| left.as_ref().is_none_or(|left| left.contains(id));
         let (rules, gone): (Vec<_>, Vec<_>) = rules.into_iter().partition(|(_, id, _)| is_left(id));
         let mut gone: Vec<RuleId> = gone.into_iter().map(|(_, id, _)| id).collect();
-        for batch in rules.chunk_by(|(a, ..), (b, ..)| a == b).flat_map(|of_pf| of_pf.chunks(BATCH)) {
-            let Some((pf, ..)) = batch.first() else { continue };
-            let rules: Vec<(RuleId, Rule)> = batch.iter().map(|(_, id, rule)| (*id, rule.clone())).collect();
+        let mut rules = rules.into_iter().peekable();
+        while let Some((pf, ..)) = rules.peek() {
+            let pf = *pf;
+            let of_pf = std::iter::from_fn(|| rules.next_if(|(of, ..)| *of == pf)).map(|(_, id, rule)| (id, rule));
+            let batch: Vec<(RuleId, Rule)> = of_pf.take(BATCH).collect();
             let refused = flows.with(cx, card, |state, cx, datapath| {
-                let last = rules.iter().map(|(id, _)| id.0).max();
+                let last = batch.iter().map(|(id, _)| id.0).max();
                 state.last_rule = state.last_rule.max(last.unwrap_or_default());
-                state.restore(cx, datapath, *pf, rules)
+                state.restore(cx, datapath, pf, batch)
             });
             gone.extend(refused.unwrap_or_default());
         }
@@ -150,27 +152,5 @@ impl Engine {
         P: LockBefore<FlowsClass>,
     {
         self.shared.flows.with(cx, &*self.shared.card, |state, _, _| state.records = Records(Some(call)));
-    }
-
-    /// The flow rules and meters of a card, to be stored.
-    pub fn stored_flows<P>(&self, cx: &mut Locked<'_, P>) -> StoredFlows
-    where
-        P: LockBefore<FlowsClass>,
-    {
-        let stored = self.shared.flows.with(cx, &*self.shared.card, |state, _, _| {
-            let switches = || state.switches.iter();
-            let rules = |(pf, tables): (PfIndex, &flow::Tables)| -> Vec<_> {
-                tables.rules().map(|(id, rule)| (pf, id, rule.clone())).collect()
-            };
-            let meters = |(pf, tables): (PfIndex, &flow::Tables)| -> Vec<_> {
-                tables.meters().map(|(id, meter)| (pf, id, meter)).collect()
-            };
-            StoredFlows {
-                rules: switches().flat_map(|(pf, switch)| rules((*pf, &switch.tables))).collect(),
-                meters: switches().flat_map(|(pf, switch)| meters((*pf, &switch.tables))).collect(),
-                last_rule: state.last_rule,
-            }
-        });
-        stored.unwrap_or_default()
     }
 }

@@ -22,16 +22,12 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::{
-    AtFlags, FileType, FlockOperation, Mode, OFlags, fchmod, flock, fstat, fsync, open, openat, renameat,
-};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, fchmod, flock, fstat, fsync, openat, renameat};
 use rustix::fs::{statat, unlinkat};
 use rustix::io::Errno;
 
+use super::super::folders::{self, OURS_ALONE};
 use super::frame::{Frame, LINE, VERSION, checksum};
-
-/// The mode of every file. Only the daemon's user may open them: another user could prevent a start by holding a lock.
-const OURS_ALONE: Mode = Mode::RUSR.union(Mode::WUSR);
 
 /// What to do about a file that cannot be read.
 pub const REMEDY: &str = "move it away to keep it, or start with --fresh, which moves it aside and begins with the \
@@ -80,8 +76,7 @@ impl Files {
     /// [`InUse`]: another daemon has locked them; or the system refuses.
     pub fn open(folder: &Path, card: &str, fresh: bool) -> Result<Self> {
         let path = folder.to_owned();
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let folder = open(&path, flags, Mode::empty()).with_context(|| path.display().to_string())?;
+        let folder = folders::open(&path)?;
         let name = format!("{card}.lock");
         let mut lock = lock_file(&folder, &name);
         if lock.is_err() && fresh {

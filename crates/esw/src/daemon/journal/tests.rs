@@ -1,7 +1,6 @@
 use std::fs;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,9 +9,10 @@ use eswitch::{Agreed, AgreedPf, PfIndex};
 use lockdep::{Domain, OnReport, Unlocked};
 
 use super::*;
+use crate::daemon::folders::Temporary;
 
-/// A folder of a test's own, in memory if there is room for it: what is flushed there costs nothing.
-struct Folder(PathBuf);
+/// A folder of a test's own with the files of a journal.
+struct Folder(Temporary);
 
 /// A journal whose calls are each a thread's of a domain that checks the order of locks.
 struct Opened {
@@ -55,22 +55,16 @@ fn open(folder: &Path, fresh: bool) -> Result<Opened> {
 
 impl Folder {
     fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let n = NEXT.fetch_add(1, Ordering::Relaxed);
-        let memory = Path::new("/dev/shm");
-        let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
-        let folder = parent.join(format!("esw-journal-{}-{n}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
-        Self(folder)
+        Self(Temporary::new("journal"))
     }
 
     fn open(&self) -> Result<Opened> {
-        open(&self.0, false)
+        open(self.0.path(), false)
     }
 
     /// Every file there is, by name.
     fn content(&self) -> Vec<(String, Vec<u8>)> {
-        let entries = fs::read_dir(&self.0).unwrap().map(|entry| entry.unwrap());
+        let entries = fs::read_dir(self.0.path()).unwrap().map(|entry| entry.unwrap());
         let mut files: Vec<_> =
             entries.map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap())).collect();
         files.sort();
@@ -80,17 +74,11 @@ impl Folder {
     /// Makes its files these, and no others.
     fn fill(&self, files: &[(String, Vec<u8>)]) {
         for (name, _) in self.content() {
-            fs::remove_file(self.0.join(name)).unwrap();
+            fs::remove_file(self.0.path().join(name)).unwrap();
         }
         for (name, bytes) in files {
-            fs::write(self.0.join(name), bytes).unwrap();
+            fs::write(self.0.path().join(name), bytes).unwrap();
         }
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
@@ -175,7 +163,7 @@ fn files_are_their_owners_alone_whatever_the_umask() {
     let journal = folder.open().unwrap();
     journal.store(&config(), || all(1)).unwrap();
     for (name, _) in folder.content() {
-        let mode = fs::metadata(folder.0.join(&name)).unwrap().permissions().mode();
+        let mode = fs::metadata(folder.0.path().join(&name)).unwrap().permissions().mode();
         assert_eq!(mode & 0o7777, 0o600, "{name}");
     }
 }
@@ -221,7 +209,7 @@ fn a_write_that_fails_is_made_up_for_by_the_next() {
     let large = |n: usize| with_modules(vec!["m".repeat(20_000 << (3 * n))]);
     for (n, name) in ["x.state.new", "x.state-copy.new"].iter().enumerate() {
         // A folder in its way: whoever runs this, it cannot be removed as a file.
-        let in_the_way = folder.0.join(name);
+        let in_the_way = folder.0.path().join(name);
         fs::create_dir(&in_the_way).unwrap();
         let error = journal.store(&config(), || large(n)).unwrap_err();
         assert!(format!("{error:#}").contains(name), "{error:#}");
@@ -234,7 +222,7 @@ fn a_write_that_fails_is_made_up_for_by_the_next() {
         // Whoever were to start now would find it.
         let copy = Folder::new();
         for file in ["x.state", "x.state-copy", "x.lock"] {
-            fs::copy(folder.0.join(file), copy.0.join(file)).unwrap();
+            fs::copy(folder.0.path().join(file), copy.0.path().join(file)).unwrap();
         }
         assert_eq!(copy.open().unwrap().last(), stored([4, 1]));
         assert!(journal.store(&config(), || part(vec![pf(0, 7)])).unwrap());
@@ -254,11 +242,11 @@ fn a_lock_that_was_damaged_says_again_what_was_written_last() {
     let journal = folder.open().unwrap();
     journal.store(&config(), || all(1)).unwrap();
     let old = folder.content();
-    fs::write(folder.0.join("x.lock"), "anything".repeat(99)).unwrap();
+    fs::write(folder.0.path().join("x.lock"), "anything".repeat(99)).unwrap();
     journal.store(&config(), || all(2)).unwrap();
     drop(journal);
     for (name, bytes) in old.iter().filter(|file| file.0 != "x.lock") {
-        fs::write(folder.0.join(name), bytes).unwrap();
+        fs::write(folder.0.path().join(name), bytes).unwrap();
     }
     let error = format!("{:#}", folder.open().err().unwrap());
     assert!(error.contains("older than what was agreed last (write 1 of 2)"), "{error}");
@@ -269,8 +257,8 @@ fn files_that_somebody_takes_away_are_made_again() {
     let folder = Folder::new();
     let journal = folder.open().unwrap();
     journal.store(&config(), || all(1)).unwrap();
-    fs::remove_file(folder.0.join("x.state")).unwrap();
-    fs::rename(folder.0.join("x.state-copy"), folder.0.join("elsewhere")).unwrap();
+    fs::remove_file(folder.0.path().join("x.state")).unwrap();
+    fs::rename(folder.0.path().join("x.state-copy"), folder.0.path().join("elsewhere")).unwrap();
     journal.store(&config(), || all(2)).unwrap();
     drop(journal);
     assert_eq!(folder.open().unwrap().last(), stored([2, 2]));
@@ -375,7 +363,7 @@ fn try_to_open(folder: &Folder, expected: &Option<Stored>, figure: &mut Figure) 
     let without_lock =
         |files: &[(String, Vec<u8>)]| -> Vec<_> { files.iter().filter(|file| !is_lock(file)).cloned().collect() };
     assert_eq!(without_lock(&after), without_lock(&before), "{refused}");
-    let journal = open(&folder.0, true).unwrap_or_else(|error| panic!("--fresh: {error:#}"));
+    let journal = open(folder.0.path(), true).unwrap_or_else(|error| panic!("--fresh: {error:#}"));
     assert_eq!(journal.last(), None);
     journal.store(&config(), || all(99)).unwrap();
     drop(journal);
@@ -504,7 +492,7 @@ fn the_database_of_the_version_before_is_converted_once() {
     assert!(error.contains("both may be what was agreed last"), "{error}");
     // Killed before it was moved aside.
     folder.fill(&database);
-    let mut files = Files::open(&folder.0, "x", false).unwrap();
+    let mut files = Files::open(folder.0.path(), "x", false).unwrap();
     let read_from = Some(format!("{:016x}", frame::checksum(&[DATABASE])));
     let body = Body { stored: Some(first.clone()), read_from };
     files.write(serde_json::to_vec(&body).unwrap()).unwrap();
