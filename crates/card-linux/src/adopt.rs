@@ -45,7 +45,7 @@ impl Inventory {
     }
 
     /// The interface numbers of the netdevs that may have the program of flow rules.
-    pub(crate) fn with_rules(&self) -> Vec<u32> {
+    pub(crate) fn may_have_program(&self) -> Vec<u32> {
         let may = |index: &u32| matches!(Inside::of(*index), Some(Inside::Port(_) | Inside::LaneEnd(_)));
         self.found.keys().copied().filter(may).collect()
     }

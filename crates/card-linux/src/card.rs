@@ -121,7 +121,7 @@ impl LinuxCard {
             false => probe(&mut sockets)?,
         }
         let plane_netns = inside.try_clone().map_err(system(open))?;
-        let left = books.inventory.as_ref().map(|inventory| inventory.with_rules());
+        let left = books.inventory.as_ref().map(|inventory| inventory.may_have_program());
         let plane = Plane::new(plane_netns, left.as_deref());
         let shared = Arc::new(Shared::new(home()?, inside, plane, books, sockets, wake));
         let watcher = Watcher::start(Arc::clone(&shared), domain, sources);

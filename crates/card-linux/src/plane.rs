@@ -17,7 +17,6 @@ use std::mem::discriminant;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-pub(crate) use datapath_bpf::MARK_SHAPED;
 use datapath_bpf::{
     Change as BpfChange, DropReason, Lane, LoadError, Mode, Options, Pipeline, PortConfig, Refused, Role,
 };
@@ -64,12 +63,17 @@ struct Ports {
     without_link: BTreeSet<Port>,
     /// Those of functions whose netdevs have native XDP programs.
     with_xdp: BTreeSet<Port>,
-    /// Where what limited functions send waits.
-    lanes: BTreeMap<Port, Lane>,
+    /// Where what the limited functions of each PF send waits.
+    lanes: BTreeMap<PfIndex, BTreeMap<Port, Lane>>,
     /// The PFs whose lanes lead back to the program.
     lanes_attached: BTreeSet<PfIndex>,
     /// The members of the LAG, and those on whose wires it transmits.
     lag: (Vec<PfIndex>, Vec<PfIndex>),
+}
+
+/// Puts a port into a set, or takes it out. Returns whether that changes the set.
+fn set(ports: &mut BTreeSet<Port>, port: Port, is_in: bool) -> bool {
+    if is_in { ports.insert(port) } else { ports.remove(&port) }
 }
 
 impl Ports {
@@ -123,14 +127,10 @@ impl Plane {
     /// Notes which functions have a link. Frames from and to the others are dropped.
     pub(crate) fn set_links<L>(&self, cx: &mut Locked<'_, L>, links: &[(Slot, bool)]) {
         let mut state = self.state.lock_leaf(cx);
-        let mut changed = Vec::new();
-        for (slot, up) in links {
-            let port = datapath::port(slot.pf, slot.vport);
-            let without = &mut state.ports.without_link;
-            if if *up { without.remove(&port) } else { without.insert(port) } {
-                changed.push(port);
-            }
-        }
+        let without = &mut state.ports.without_link;
+        let ports = links.iter().map(|(slot, up)| (datapath::port(slot.pf, slot.vport), *up));
+        let changed = ports.filter(|(port, up)| set(without, *port, !up)).map(|(port, _)| port);
+        let changed: Vec<Port> = changed.collect();
         state.tell(&changed);
     }
 
@@ -139,8 +139,7 @@ impl Plane {
     pub(crate) fn set_xdp<L>(&self, cx: &mut Locked<'_, L>, slot: Slot, has_xdp: bool) {
         let port = datapath::port(slot.pf, slot.vport);
         let mut state = self.state.lock_leaf(cx);
-        let with = &mut state.ports.with_xdp;
-        if if has_xdp { with.insert(port) } else { with.remove(&port) } {
+        if set(&mut state.ports.with_xdp, port, has_xdp) {
             state.tell(&[port]);
         }
     }
@@ -152,14 +151,9 @@ impl Plane {
         let ifindex = Inside::Lane(pf).index();
         let lane = |(vport, class): (&Vport, &u32)| (datapath::port(pf, *vport), Lane { ifindex, class: *class });
         let new: BTreeMap<Port, Lane> = classes.iter().map(lane).collect();
-        let of_pf = |ports: &Ports| -> BTreeMap<Port, Lane> {
-            ports.lanes.iter().filter(|(port, _)| pf_of(**port) == pf).map(|(port, lane)| (*port, *lane)).collect()
-        };
-        let old = of_pf(&state.ports);
+        let old = state.ports.lanes.insert(pf, new.clone()).unwrap_or_default();
         let changed = old.keys().chain(new.keys()).filter(|port| old.get(port) != new.get(port));
         let changed: Vec<Port> = changed.copied().collect::<BTreeSet<Port>>().into_iter().collect();
-        state.ports.lanes.retain(|port, _| pf_of(*port) != pf);
-        state.ports.lanes.extend(new);
         if let Some(mut pipeline) = state.pipeline.take() {
             self.attach_lanes(&mut pipeline, &mut state.ports);
             state.pipeline = Some(pipeline);
@@ -170,13 +164,21 @@ impl Plane {
     /// Has the lanes of PFs lead back to the program. One that cannot is not used: its functions are limited only as far as
     /// no rule takes their frames.
     fn attach_lanes(&self, pipeline: &mut Pipeline, ports: &mut Ports) {
-        let pfs: BTreeSet<PfIndex> = ports.lanes.keys().map(|port| pf_of(*port)).collect();
-        for pf in pfs {
-            let attached = self.attach_end(pipeline, Inside::LaneEnd(pf).index(), Role::Lane);
-            if attached.is_ok_and(|there| there) {
-                ports.lanes_attached.insert(pf);
-            }
+        let Ports { lanes, lanes_attached, .. } = ports;
+        let wanted = lanes.iter().filter(|(pf, lanes)| !lanes.is_empty() && !lanes_attached.contains(pf));
+        let wanted: Vec<PfIndex> = wanted.map(|(pf, _)| *pf).collect();
+        if wanted.is_empty() {
+            return;
         }
+        // A namespace that cannot be entered has no lane.
+        let _ = within(&self.inside, || {
+            for pf in wanted {
+                let attached = self.attach_end(pipeline, Inside::LaneEnd(pf).index(), Role::Lane);
+                if attached.is_ok_and(|there| there) {
+                    lanes_attached.insert(pf);
+                }
+            }
+        });
     }
 
     /// Forgets the lane of a PF, which is about to be deleted.
@@ -205,25 +207,31 @@ impl Plane {
     /// Attaches the program to the ends of ports. An end that does not exist has no function behind it: the program is
     /// attached when it is made.
     fn attach_all(&self, pipeline: &mut Pipeline, ports: &BTreeSet<Port>) -> io::Result<()> {
-        for port in ports {
-            let Some(slot) = slot_of(*port) else { continue };
-            let role = match slot.vport {
-                Vport::Uplink => Role::Wire(*port),
-                _ => Role::Port(*port),
-            };
-            self.attach_end(pipeline, slot.port(), role)?;
+        if ports.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        within(&self.inside, || {
+            for port in ports {
+                let Some(slot) = slot_of(*port) else { continue };
+                let role = match slot.vport {
+                    Vport::Uplink => Role::Wire(*port),
+                    _ => Role::Port(*port),
+                };
+                self.attach_end(pipeline, slot.port(), role)?;
+            }
+            Ok(())
+        })?
     }
 
-    /// Attaches the program to a netdev of the card's namespace. Returns whether that exists.
+    /// Attaches the program to a netdev of the card's namespace, which the calling thread is in. Returns whether that
+    /// netdev exists.
     fn attach_end(&self, pipeline: &mut Pipeline, index: u32, role: Role) -> io::Result<bool> {
-        let attached = within(&self.inside, || match pipeline.attach(index, role) {
+        let attached = match pipeline.attach(index, role) {
             Err(error) if error.raw_os_error() == Some(NO_TCX) => {
                 pipeline.attach_with(index, role, |program| attach_by_filter(&self.inside, index, program))
             }
             attached => attached,
-        })?;
+        };
         match attached {
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(false),
             attached => attached.map(|()| true),
@@ -300,7 +308,8 @@ impl Plane {
 
 fn set_port(pipeline: &mut Pipeline, ports: &Ports, port: Port, active: bool) -> io::Result<()> {
     let Some(slot) = slot_of(port) else { return Ok(()) };
-    let lane = ports.lanes.get(&port).filter(|_| ports.lanes_attached.contains(&slot.pf));
+    let lanes = ports.lanes.get(&slot.pf).filter(|_| ports.lanes_attached.contains(&slot.pf));
+    let lane = lanes.and_then(|lanes| lanes.get(&port));
     let config = PortConfig {
         mode: if active { Mode::Switchdev } else { Mode::Inactive },
         block: Block::Port(port),

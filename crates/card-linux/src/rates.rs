@@ -28,6 +28,7 @@ mod classes;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use datapath_bpf::MARK_SHAPED;
 use eswitch::card::{CardError, Resource};
 use eswitch::rate::TxRates;
 use eswitch::{PfIndex, Vport};
@@ -36,9 +37,8 @@ use netlink::Errno;
 use crate::books::Books;
 use crate::layout::{Inside, Slot};
 use crate::operation::{Operation, Part};
-use crate::plane::MARK_SHAPED;
 use crate::refused::refused;
-use crate::request::{CARD_MTU, Outer, acl, ingress, ingress_and_egress, pair, rates as request, set_up};
+use crate::request::{acl, ingress, ingress_and_egress, inner_pair, rates as request, set_up};
 use crate::socket::{Batch, Failure};
 use crate::sys;
 
@@ -214,16 +214,7 @@ impl Operation<'_> {
         }
         let (lane, end) = (Inside::Lane(pf), Inside::LaneEnd(pf));
         let failures = self.run_built(|_, batch| {
-            let far = Outer {
-                name: &end.name(),
-                mac: None,
-                mtu: CARD_MTU,
-                place: Err(end.index()),
-                before: None,
-                queues: 1,
-                tx_queue_len: None,
-            };
-            pair(batch, lane.index(), &lane.name(), 0, CARD_MTU, &far);
+            inner_pair(batch, lane, end);
             ingress_and_egress(batch, lane.index());
             request::shape(batch, lane.index(), true, Inside::Shaper(pf).index());
             // A filter of flow rules needs it, where the kernel has no tcx.

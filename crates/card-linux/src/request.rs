@@ -18,7 +18,7 @@ use netlink::rtnl::{
 };
 use netlink::{Builder, Flags};
 
-use crate::layout::DOOMED;
+use crate::layout::{DOOMED, Inside};
 use crate::socket::Batch;
 
 pub(crate) use self::link::{
@@ -120,6 +120,20 @@ pub(crate) fn pair(batch: &mut Batch, index: u32, name: &str, group: u32, mtu: u
             });
         });
     });
+}
+
+/// Makes a veth pair both of whose ends stay inside the card, down, for frames of any length.
+pub(crate) fn inner_pair(batch: &mut Batch, near: Inside, far: Inside) {
+    let outer = Outer {
+        name: &far.name(),
+        mac: None,
+        mtu: CARD_MTU,
+        place: Err(far.index()),
+        before: None,
+        queues: 1,
+        tx_queue_len: None,
+    };
+    pair(batch, near.index(), &near.name(), 0, CARD_MTU, &outer);
 }
 
 fn queues(to: &mut Builder, count: u32) {

@@ -365,14 +365,6 @@ impl Pipeline {
         Ok(was_there)
     }
 
-    /// The netdevs that are known, by their numbers, in no order.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn netdevs(&self) -> io::Result<Vec<u32>> {
-        Ok(self.loaded.maps.netdevs.keys()?.iter().map(|key| View(key).u32(0)).collect())
-    }
-
     /// The ports that are known, in no order.
     ///
     /// # Errors

@@ -52,6 +52,11 @@ pub struct Answered {
     pub attributes: Vec<u8>,
 }
 
+/// The lines of a text that came in pieces.
+fn lines_of(answers: &[Answered]) -> Vec<String> {
+    String::from_utf8_lossy(&join_pieces(answers)).lines().map(str::to_owned).collect()
+}
+
 /// The JSON that was dumped in [pieces](eswitch_family::PIECE).
 pub fn join_pieces(answers: &[Answered]) -> Vec<u8> {
     let attributes = answers.iter().flat_map(|answer| attributes(&answer.attributes).flatten());
@@ -319,8 +324,7 @@ impl Client {
     /// # Errors
     /// The card is of an older version, or the connection has ended.
     pub fn rules(&mut self) -> Result<Vec<String>, ClientError> {
-        let answers = self.dump(ESWITCH, eswitch_family::RULES, |_| {})?;
-        Ok(String::from_utf8_lossy(&join_pieces(&answers)).lines().map(str::to_owned).collect())
+        Ok(lines_of(&self.dump(ESWITCH, eswitch_family::RULES, |_| {})?))
     }
 
     /// How many frames the card has dropped, by port and reason, in lines of text.
@@ -328,8 +332,7 @@ impl Client {
     /// # Errors
     /// The card is of an older version, or the connection has ended.
     pub fn drops(&mut self) -> Result<Vec<String>, ClientError> {
-        let answers = self.dump(ESWITCH, eswitch_family::DROPS, |_| {})?;
-        Ok(String::from_utf8_lossy(&join_pieces(&answers)).lines().map(str::to_owned).collect())
+        Ok(lines_of(&self.dump(ESWITCH, eswitch_family::DROPS, |_| {})?))
     }
 
     /// What the flow rules would do with a frame that comes in at a port, in lines of text.
@@ -341,7 +344,7 @@ impl Client {
         let answers = self.dump(ESWITCH, eswitch_family::TRACE, |to| {
             to.text(eswitch_family::PORT, &port.to_string()).put(eswitch_family::FRAME, frame);
         })?;
-        Ok(String::from_utf8_lossy(&join_pieces(&answers)).lines().map(str::to_owned).collect())
+        Ok(lines_of(&answers))
     }
 
     /// Whether the connection is known to have ended. Sends no request.

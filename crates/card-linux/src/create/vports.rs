@@ -10,7 +10,7 @@ use crate::acl::Loaded;
 use crate::layout::{Inside, Slot};
 use crate::operation::Operation;
 use crate::refused::refused;
-use crate::request::{self, CARD_MTU, Outer};
+use crate::request;
 use crate::socket::Batch;
 
 impl Operation<'_> {
@@ -121,17 +121,8 @@ impl Operation<'_> {
                 if !found[0] {
                     request::bridge(batch, bridge.index(), &bridge.name(), !books.has_fdb(pf));
                 }
-                let outer = Outer {
-                    name: &branch.name(),
-                    mac: None,
-                    mtu: CARD_MTU,
-                    place: Err(branch.index()),
-                    before: None,
-                    queues: 1,
-                    tx_queue_len: None,
-                };
                 if !found[1] {
-                    request::pair(batch, trunk.index(), &trunk.name(), 0, CARD_MTU, &outer);
+                    request::inner_pair(batch, trunk, branch);
                 }
                 request::join_bridge(batch, trunk.index(), Inside::Bridge(pf, 0).index());
                 request::join_bridge(batch, branch.index(), bridge.index());

@@ -57,7 +57,10 @@ impl Found {
 
 /// Looks for the program at netdevs of the card's network namespace.
 pub(super) fn find(inside: &File, netdevs: &[u32]) -> (Option<Pipeline>, Option<Found>) {
-    let at = || netdevs.iter().map(|index| leftovers(inside, *index)).collect::<io::Result<Vec<_>>>();
+    let at = || {
+        let mut socket = Socket::open(inside)?;
+        netdevs.iter().map(|index| leftovers(&mut socket, *index)).collect::<io::Result<Vec<_>>>()
+    };
     let unknown = Found { rules: None, meters: BTreeSet::new(), ports: BTreeSet::new(), old: Vec::new() };
     // Where this process may not look, the rules are installed anew, and nothing that is there is taken away.
     let Ok(Ok(found)) = within(inside, at) else { return (None, Some(unknown)) };
@@ -82,11 +85,11 @@ pub(super) fn find(inside: &File, netdevs: &[u32]) -> (Option<Pipeline>, Option<
     }
 }
 
-/// The programs at a netdev of the calling thread's network namespace.
-fn leftovers(inside: &File, index: u32) -> io::Result<Vec<Leftover>> {
+/// The programs at a netdev of the calling thread's network namespace, which the socket is of.
+fn leftovers(socket: &mut Socket, index: u32) -> io::Result<Vec<Leftover>> {
     match Leftover::at(index) {
         Err(error) if error.raw_os_error() == Some(NO_TCX) => {
-            let id = acl::program_at(&mut Socket::open(inside)?, index, acl::Place::Rules)?;
+            let id = acl::program_at(socket, index, acl::Place::Rules)?;
             let of_filter = id.map(|id| Leftover::of_filter(index, id)).transpose()?;
             Ok(of_filter.flatten().into_iter().collect())
         }

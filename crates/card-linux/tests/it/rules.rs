@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use crate::common::frames::Tap;
 use crate::common::*;
-use crate::rates::{assert_limited, bridge_representors, measured, rate, send, set, stations, until_it_flows, vfs};
+use crate::rates::{
+    Peer, assert_limited, bridge_representors, measured, rate, send, set, stations, until_it_flows, vfs,
+};
 use card_linux::{Wire, cannot_offload};
 use eswitch::card::{Card, Resource};
 use eswitch::datapath::{Change, Datapath, port};
@@ -15,12 +17,26 @@ use eswitch::rate::TxRates;
 use eswitch::{CardConfig, PfIndex, RepType, Vport};
 use flow::{Action, Counter, Field, Match, Meter, MeterId, PortKind, Protocol, Rate, Rule, RuleId};
 
-/// Whether rules can be offloaded here; if not, a line says so.
-fn can_offload(name: &str) -> bool {
-    let Some(why) = cannot_offload() else { return true };
-    assert!(std::env::var("CI").as_deref() != Ok("true"), "{why}");
-    eprintln!("{name} skipped: {why}");
-    false
+/// Runs `test` in namespaces of its own, if rules can be offloaded here; if not, a line says so.
+fn with_rules(name: &str, test: impl FnOnce()) {
+    in_own_namespaces(name, || {
+        let Some(why) = cannot_offload() else { return test() };
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "{why}");
+        eprintln!("{name} skipped: {why}");
+    });
+}
+
+/// Starts the process of `owner`, VFs with receivers, and a sender from VF 0 to VF 1, and kills that process once its rules
+/// carry what is sent. Nobody bridges representors, so it is the rules that do.
+fn kill_owner() -> Vec<Peer> {
+    let mut owner = start_owner();
+    let mut peers = stations(3);
+    sh("for n in 0 1 2; do ip link set enp8s0f0npf0vf$n up; done");
+    peers.extend(send(&[(0, 1)]));
+    until_it_flows(&[1]);
+    owner.kill().unwrap();
+    owner.wait().unwrap();
+    peers
 }
 
 fn of_vf(n: u16) -> flow::Port {
@@ -71,11 +87,7 @@ fn counter(rig: &Rig, id: u64) -> Counter {
 
 #[test]
 fn a_rate_holds_for_what_rules_take_and_for_what_they_do_not() {
-    const NAME: &str = "a_rate_holds_for_what_rules_take_and_for_what_they_do_not";
-    in_own_namespaces(NAME, || {
-        if !can_offload(NAME) {
-            return;
-        }
+    with_rules("a_rate_holds_for_what_rules_take_and_for_what_they_do_not", || {
         let rig = Rig::with_vfs(3);
         let _stations = stations(3);
         rig.to_switchdev(3);
@@ -115,11 +127,7 @@ fn a_rate_holds_for_what_rules_take_and_for_what_they_do_not() {
 
 #[test]
 fn nothing_reaches_a_function_without_a_link_by_a_rule() {
-    const NAME: &str = "nothing_reaches_a_function_without_a_link_by_a_rule";
-    in_own_namespaces(NAME, || {
-        if !can_offload(NAME) {
-            return;
-        }
+    with_rules("nothing_reaches_a_function_without_a_link_by_a_rule", || {
         let rig = Rig::with_vfs(2);
         sh("ip netns add away && ip link set enp8s0f0v1 netns away");
         rig.to_switchdev(2);
@@ -191,19 +199,10 @@ fn take_over(rules: &[(u64, Rule)]) -> Rig {
 
 #[test]
 fn rules_carry_frames_while_no_process_has_the_card_and_the_next_one_has_them() {
-    const NAME: &str = "rules_carry_frames_while_no_process_has_the_card_and_the_next_one_has_them";
-    in_own_namespaces(NAME, || {
-        if !can_offload(NAME) {
-            return;
-        }
-        let mut owner = start_owner();
-        let _stations = stations(3);
-        sh("for n in 0 1 2; do ip link set enp8s0f0npf0vf$n up; done");
-        owner.kill().unwrap();
-        owner.wait().unwrap();
-        // Nobody bridges representors, so it is the rules that carry this; and the rate holds.
-        let _senders = send(&[(0, 1)]);
+    with_rules("rules_carry_frames_while_no_process_has_the_card_and_the_next_one_has_them", || {
+        let _peers = kill_owner();
         until_it_flows(&[1]);
+        // The rate holds, too.
         assert_limited(measured(&[1])[0], 40.0);
 
         let rig = take_over(&[(11, to_vf(0, 1)), (12, to_vf(1, 0)), (13, metered())]);
@@ -226,18 +225,8 @@ fn rules_carry_frames_while_no_process_has_the_card_and_the_next_one_has_them() 
 
 #[test]
 fn a_takeover_removes_rules_that_nobody_restores() {
-    const NAME: &str = "a_takeover_removes_rules_that_nobody_restores";
-    in_own_namespaces(NAME, || {
-        if !can_offload(NAME) {
-            return;
-        }
-        let mut owner = start_owner();
-        let _stations = stations(3);
-        sh("for n in 0 1 2; do ip link set enp8s0f0npf0vf$n up; done");
-        let _senders = send(&[(0, 1)]);
-        until_it_flows(&[1]);
-        owner.kill().unwrap();
-        owner.wait().unwrap();
+    with_rules("a_takeover_removes_rules_that_nobody_restores", || {
+        let _peers = kill_owner();
         let rig = take_over(&[(12, to_vf(1, 0))]);
         std::thread::sleep(Duration::from_millis(100));
         assert!(measured(&[1])[0] < 0.1, "no rule takes them");
@@ -251,11 +240,7 @@ fn a_takeover_removes_rules_that_nobody_restores() {
 
 #[test]
 fn frames_leave_by_the_wire_on_which_the_lag_transmits() {
-    const NAME: &str = "frames_leave_by_the_wire_on_which_the_lag_transmits";
-    in_own_namespaces(NAME, || {
-        if !can_offload(NAME) {
-            return;
-        }
+    with_rules("frames_leave_by_the_wire_on_which_the_lag_transmits", || {
         let other = PfIndex(1);
         let rig = Rig::new(CardConfig { pfs: 2, ..CardConfig::default() });
         for pf in [PF, other] {
@@ -306,11 +291,7 @@ fn frames_leave_by_the_wire_on_which_the_lag_transmits() {
 
 #[test]
 fn a_native_xdp_program_sees_what_a_rule_sends() {
-    const NAME: &str = "a_native_xdp_program_sees_what_a_rule_sends";
-    in_own_namespaces(NAME, || {
-        if !can_offload(NAME) {
-            return;
-        }
+    with_rules("a_native_xdp_program_sees_what_a_rule_sends", || {
         crate::xdp::programs();
         let rig = Rig::with_vfs(2);
         sh("ip netns add away && ip link set enp8s0f0v1 netns away");

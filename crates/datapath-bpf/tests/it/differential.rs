@@ -216,20 +216,27 @@ fn same_fate(trial: &Trial, verdict: &Verdict) -> Result<(), String> {
         Fate::Forwarded => TrialFate::Forwarded,
         Fate::Trapped => TrialFate::Trapped,
         Fate::Missed(_) => TrialFate::Missed,
-        Fate::Dropped(reason) => TrialFate::Dropped(match reason {
-            DropReason::Rule(_) => Dropped::Rule,
-            DropReason::Meter(_) => Dropped::Meter,
-            DropReason::TooShort => Dropped::TooShort,
-            DropReason::TooLong => Dropped::TooLong,
-            DropReason::TtlExpired => Dropped::TtlExpired,
-            DropReason::TooManyGotos => Dropped::TooManyGotos,
-            DropReason::NotIp => Dropped::NotIp,
-            DropReason::TooManyConnections => Dropped::TooManyConnections,
-            DropReason::ConnectionClash => Dropped::ConnectionClash,
-            DropReason::NoFreePort => Dropped::NoFreePort,
-        }),
+        Fate::Dropped(reason) => TrialFate::Dropped(same_reason(reason)),
     };
     if trial.fate == wanted { Ok(()) } else { Err(format!("{:?} instead of {wanted:?}", trial.fate)) }
+}
+
+/// The program's reason for what the reference drops for a reason. Both have the same word.
+fn same_reason(reason: DropReason) -> Dropped {
+    let same = match reason {
+        DropReason::Rule(_) => Dropped::Rule,
+        DropReason::Meter(_) => Dropped::Meter,
+        DropReason::TooShort => Dropped::TooShort,
+        DropReason::TooLong => Dropped::TooLong,
+        DropReason::TtlExpired => Dropped::TtlExpired,
+        DropReason::TooManyGotos => Dropped::TooManyGotos,
+        DropReason::NotIp => Dropped::NotIp,
+        DropReason::TooManyConnections => Dropped::TooManyConnections,
+        DropReason::ConnectionClash => Dropped::ConnectionClash,
+        DropReason::NoFreePort => Dropped::NoFreePort,
+    };
+    assert_eq!(same.word(), reason.word());
+    same
 }
 
 /// A frame without the source port of a tunnel, which is any that is the same for a flow.
