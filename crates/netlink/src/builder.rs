@@ -8,6 +8,9 @@ use crate::errno::Errno;
 use crate::genl::GenlHeader;
 use crate::header::Header;
 
+/// Bytes for which there is room when a message begins: most are shorter.
+const MESSAGE: usize = 256;
+
 /// Why a message cannot be built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BuildError {
@@ -217,6 +220,8 @@ impl Builder {
     pub(crate) fn begin(&mut self, header: &Header) -> usize {
         let begun = self.bytes.len();
         self.error = None;
+        // One allocation for most messages, in place of one for each time that their length doubles.
+        self.bytes.reserve(MESSAGE);
         self.raw(&header.to_bytes());
         begun
     }

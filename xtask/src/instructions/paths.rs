@@ -58,9 +58,9 @@ pub const PATHS: &[Path] = &[
     path("engine: an event without subscribers", event, 10_000),
     path("engine: an item through a queue", item, 10_000),
     Path { runs: 3, ..path("engine: 64 VFs to switchdev mode and back", there_and_back, 20) },
-    path("devlink: eswitch show", eswitch_show, 1_000),
-    path("devlink: port show of a card with 8 VFs", port_show, 200),
-    path("devlink: a request for a device that does not exist", no_device, 1_000),
+    Path { runs: 3, ..path("devlink: eswitch show", eswitch_show, 1_000) },
+    Path { runs: 3, ..path("devlink: port show of a card with 8 VFs", port_show, 200) },
+    Path { runs: 3, ..path("devlink: a request for a device that does not exist", no_device, 1_000) },
     path("sysfs: sriov_numvfs of a PF", sriov_numvfs, 5_000),
     path("sysfs: phys_port_name of a netdev", phys_port_name, 5_000),
 ];
