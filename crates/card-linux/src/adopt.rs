@@ -26,6 +26,7 @@ use crate::netns::LOOPBACK;
 use crate::operation::{Operation, Part, Shared, Sockets};
 use crate::request::{self, Link};
 use crate::socket::Batch;
+use crate::ties::Ties;
 use crate::watch::Events;
 
 /// What was found, by interface number inside the card.
@@ -114,6 +115,7 @@ impl Books {
             request::set_group(&mut batch, link.index, group_of(link.index));
         }
         sockets.inside.run(batch);
+        self.ties = Ties::of_found();
         self.find_instances(&links);
         self.card_mtus = links.iter().map(|link| (link.index, link.mtu)).collect();
         let found = links.into_iter().filter(|link| link.index != LOOPBACK).map(|link| (link.index, link)).collect();
@@ -215,7 +217,7 @@ impl Books {
             if !ends.tied {
                 // If there is no such tie, that is as good.
                 let both = [(ends.port, slot.port()), (ends.inner, slot.inner())];
-                both.iter().filter(|(is, _)| *is).for_each(|(_, end)| request::untie(batch, *end));
+                both.iter().filter(|(is, _)| *is).for_each(|(_, end)| self.ties.untie(batch, *end));
             }
             if port && !ends.inner && !ends.port_up && slot.vport != Vport::Uplink {
                 ends.port_up = true;
@@ -225,6 +227,11 @@ impl Books {
             if inner && !ends.port && slot.vport != Vport::Uplink {
                 // A representor whose function has no netdev has no carrier.
                 request::set_up(batch, slot.inner(), false);
+            }
+        }
+        for index in taken {
+            if let Some(Inside::Port(_) | Inside::Inner(_)) = Inside::of(*index) {
+                self.ties.remove_other(batch, *index);
             }
         }
         for (pf, n) in &self.bridges {

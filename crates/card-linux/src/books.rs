@@ -13,6 +13,7 @@ use crate::layout::{Inside, Slot};
 use crate::operation::Claims;
 use crate::rates::Shaper;
 use crate::request::Link;
+use crate::ties::Ties;
 
 /// Where the other end of a PF's wire is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -96,6 +97,8 @@ pub(crate) struct Books {
     pub ends: HashMap<Slot, Ends>,
     /// The PFs whose switchdev FDB lets no frame pass.
     pub inactive: BTreeSet<PfIndex>,
+    /// How ports and representors are tied.
+    pub ties: Ties,
     /// The bridges of each PF, by number.
     pub bridges: BTreeSet<(PfIndex, u16)>,
     pub wires: HashMap<PfIndex, Wire>,
@@ -138,6 +141,7 @@ impl Books {
             home,
             resources: HashMap::new(),
             ends: HashMap::new(),
+            ties: Ties::default(),
             inactive: BTreeSet::new(),
             bridges: BTreeSet::new(),
             wires: HashMap::new(),

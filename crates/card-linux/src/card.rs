@@ -24,7 +24,8 @@ use crate::place::Place;
 use crate::plane::Plane;
 use crate::refused::refused;
 use crate::request::{self, Outer};
-use crate::socket::Batch;
+use crate::socket::{Batch, Failure, Socket};
+use crate::ties::Ties;
 use crate::watch::{self, Sources, Watcher};
 use crate::{create, destroy};
 
@@ -118,7 +119,7 @@ impl LinuxCard {
                 let begun = books.begin_taking_over(&mut sockets, &inside);
                 begun.map_err(system("looking at what was left of the card"))?;
             }
-            false => probe(&mut sockets)?,
+            false => books.ties = probe(&mut sockets)?,
         }
         let plane_netns = inside.try_clone().map_err(system(open))?;
         let left = books.inventory.as_ref().map(|inventory| inventory.may_have_program());
@@ -213,7 +214,7 @@ impl Operation<'_> {
 
 /// Finds out whether the kernel has all that a card needs: makes one of everything inside the card, and deletes it
 /// again.
-fn probe(Sockets { inside, outside }: &mut Sockets) -> Result<(), SetupError> {
+fn probe(Sockets { inside, outside }: &mut Sockets) -> Result<Ties, SetupError> {
     let [bridge, near, far] = [0, 1, 2].map(Inside::Probe);
     let outer = Outer {
         name: &far.name(),
@@ -225,7 +226,7 @@ fn probe(Sockets { inside, outside }: &mut Sockets) -> Result<(), SetupError> {
         tx_queue_len: None,
     };
     type Step<'a> = (&'static str, &'static str, &'static str, &'a dyn Fn(&mut Batch));
-    let steps: [Step<'_>; 4] = [
+    let steps: [Step<'_>; 3] = [
         ("a bridge", "CONFIG_BRIDGE", "bridge", &|batch| {
             request::bridge(batch, bridge.index(), &bridge.name(), false);
         }),
@@ -235,20 +236,26 @@ fn probe(Sockets { inside, outside }: &mut Sockets) -> Result<(), SetupError> {
         ("an ingress qdisc", "CONFIG_NET_SCH_INGRESS", "sch_ingress", &|batch| {
             request::ingress(batch, near.index());
         }),
-        (
-            "a u32 filter that redirects",
-            "CONFIG_NET_CLS_U32, CONFIG_NET_CLS_ACT and CONFIG_NET_ACT_MIRRED",
-            "-a cls_u32 act_mirred",
-            &|batch| request::tie(batch, near.index(), far.index()),
-        ),
     ];
-    for (what, needs, module, build) in steps {
-        inside.run_one(build).map_err(|failure| SetupError::Missing {
+    let by_action: Step<'_> = (
+        "a u32 filter that redirects",
+        "CONFIG_NET_CLS_U32, CONFIG_NET_CLS_ACT and CONFIG_NET_ACT_MIRRED",
+        "-a cls_u32 act_mirred",
+        &|batch| request::tie(batch, near.index(), far.index()),
+    );
+    let run = |inside: &mut Socket, (what, needs, module, build): Step<'_>| {
+        let missing = |failure: Failure| SetupError::Missing {
             what,
             answer: io::Error::from(failure.errno).to_string(),
             needs,
             module,
-        })?;
+        };
+        inside.run_one(build).map_err(missing)
+    };
+    steps.into_iter().try_for_each(|step| run(inside, step))?;
+    let ties = Ties::new(inside, near.index());
+    if !ties.has_program() {
+        run(inside, by_action)?;
     }
     let mut batch = Batch::default();
     request::doom(&mut batch, bridge.index());
@@ -258,7 +265,7 @@ fn probe(Sockets { inside, outside }: &mut Sockets) -> Result<(), SetupError> {
     // The kernel checks the permission before it looks for the netdev.
     match outside.run_one(|batch| request::set_up(batch, i32::MAX as u32, true)) {
         Err(failure) if failure.errno == Errno::PERM => Err(SetupError::Home),
-        _ => Ok(()),
+        _ => Ok(ties),
     }
 }
 

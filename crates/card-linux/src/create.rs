@@ -322,9 +322,9 @@ impl Books {
             return;
         }
         // What was found may be tied, to a netdev that exists or to one that existed before.
-        let tie = if self.inventory.is_some() { request::tie_again } else { request::tie };
-        tie(batch, slot.port(), slot.inner());
-        tie(batch, slot.inner(), slot.port());
+        let is_found = self.inventory.is_some();
+        self.ties.tie(batch, slot.port(), slot.inner(), is_found);
+        self.ties.tie(batch, slot.inner(), slot.port(), is_found);
     }
 }
 

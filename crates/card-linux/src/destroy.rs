@@ -139,9 +139,7 @@ impl Operation<'_> {
 
     /// Takes ties off; `end`: off which of the two ends.
     pub(crate) fn untie(&mut self, slots: &[Slot], end: fn(Slot) -> u32) {
-        let mut batch = Batch::default();
-        slots.iter().for_each(|slot| request::untie(&mut batch, end(*slot)));
-        self.run(batch);
+        self.run_built(|books, batch| slots.iter().for_each(|slot| books.ties.untie(batch, end(*slot))));
     }
 
     /// Brings one end of each slot up or down.

@@ -51,6 +51,9 @@ pub(crate) const DOOMED: u32 = 15;
 impl Inside {
     const SHIFT: u32 = 18;
 
+    /// The bits in which the numbers of a slot's port and of its inner end differ.
+    pub(crate) const PORT_OR_INNER: u32 = (1 ^ 2) << Self::SHIFT;
+
     /// The interface number.
     pub(crate) fn index(self) -> u32 {
         let (kind, pf, low) = match self {

@@ -47,6 +47,7 @@ mod refused;
 mod request;
 mod socket;
 mod sys;
+mod ties;
 mod watch;
 
 pub use adopt::Hold;

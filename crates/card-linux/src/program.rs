@@ -28,6 +28,11 @@ pub(crate) const fn set_bits(register: u8, bits: u32) -> Instruction {
     op(0x47, register, 0, 0, bits)
 }
 
+/// Flips these bits of a register.
+pub(crate) const fn flip_bits(register: u8, bits: u32) -> Instruction {
+    op(0xa7, register, 0, 0, bits)
+}
+
 /// Goes on that many instructions later, if a register has a value.
 pub(crate) const fn skip_if(register: u8, value: u32, skipped: i16) -> Instruction {
     op(0x15, register, 0, skipped, value)

@@ -19,11 +19,16 @@ use crate::sys::FilterOp;
 /// Before ties.
 const RULES_PRIORITY: u32 = 1;
 
+/// Of ties by the program: after those that are u32 filters, so that a netdev may have both for a moment.
+const TIE_PRIORITY: u32 = 3;
+
 /// A filter of a port. In this order; the rules come before ties, the others after ties and before what limits rates.
 #[derive(Clone, Copy)]
 pub(crate) enum Place {
     /// Carries out flow rules, where the kernel has no tcx.
     Rules,
+    /// Ties ([`Ties`](crate::ties::Ties)).
+    Tie,
     /// Looks at the source addresses of what the function sends.
     Source,
     /// Gives what the function sends its tag.
@@ -38,6 +43,7 @@ impl Place {
     fn header(self, index: u32, handle: u32) -> [u8; TCMSG] {
         let (parent, priority) = match self {
             Self::Rules => (TC_H_FILTER_INGRESS, RULES_PRIORITY),
+            Self::Tie => (TC_H_FILTER_INGRESS, TIE_PRIORITY),
             Self::Source => (TC_H_FILTER_INGRESS, 16),
             Self::Push => (TC_H_FILTER_INGRESS, 17),
             Self::Pop => (TC_H_FILTER_EGRESS, 17),

@@ -22,7 +22,7 @@ pub(super) fn tcm(index: u32, handle: u32, parent: u32, info: u32) -> [u8; TCMSG
     header
 }
 
-/// The priority of ties: before any other filter but flow rules ([`super::acl::Place`]).
+/// The priority of ties that are u32 filters: before any other filter but flow rules ([`super::acl::Place`]).
 const TIE_PRIORITY: u32 = 2;
 
 /// A priority and "every protocol", as `tcm_info` has them.
