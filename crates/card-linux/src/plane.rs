@@ -312,6 +312,7 @@ fn set_port(pipeline: &mut Pipeline, ports: &Ports, port: Port, active: bool) ->
     let lane = lanes.and_then(|lanes| lanes.get(&port));
     let config = PortConfig {
         mode: if active { Mode::Switchdev } else { Mode::Inactive },
+        eswitch: slot.pf.0,
         block: Block::Port(port),
         ifindex: slot.port(),
         representor: Some(slot.inner()),
@@ -418,7 +419,7 @@ impl Plane {
             rules.iter().map(|(id, _)| !found.as_mut().is_some_and(|found| found.claim(*id))).collect();
         let new = rules.iter().zip(&is_new).filter(|(_, is_new)| **is_new);
         let adds: Vec<BpfChange<'_>> = new.map(|((id, rule), _)| BpfChange::Add { id: *id, rule }).collect();
-        let mut added = pipeline.commit(&adds).into_iter();
+        let mut added = pipeline.commit_of(pf.0, &adds).into_iter();
         let outcome = |is_new: &bool| match is_new {
             true => added.next().unwrap_or(Ok(())).map(|()| Counter::default()).map_err(refused),
             false => Ok(Counter::default()),

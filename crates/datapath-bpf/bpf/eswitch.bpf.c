@@ -140,6 +140,7 @@ int eswitch_ingress(struct __sk_buff *skb)
 	s->representor = port->representor;
 	s->verdict = TCX_DROP;
 	s->wire = port->flags & PORT_WIRE;
+	s->eswitch = port->eswitch;
 	s->base = 0;
 	s->encap = 0;
 	s->through = 0;

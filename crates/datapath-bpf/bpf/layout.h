@@ -333,7 +333,7 @@ struct port {
 	__u32 class;		/* in which it waits */
 	__u32 wires[MAX_WIRES];	/* of an uplink in a LAG: those on which rules send, or none */
 	__u32 wire_count;
-	__u32 pad;
+	__u32 eswitch;		/* which of them has the port: tunnels end at each */
 };
 
 /* Marks of frames in the card's network namespace, to which frames come without any. They are no ports. */
@@ -455,6 +455,7 @@ struct scratch {
 	__u32 segment;		/* the data of a segment, or 0 */
 	__u32 rewritten;
 	__u32 wire;		/* whether tunnels end here */
+	__u32 eswitch;
 	__u32 base;		/* where the frame begins: behind the headers of a tunnel */
 	__u32 limit;		/* where it ends */
 	__u32 encap;		/* of the next output: its number and 1, or 0 */

@@ -6,7 +6,7 @@
 #include "maps.h"
 #include "dissect.h"
 
-/* The kinds of blocks, in the highest byte of their number. */
+/* The kinds of blocks, in the highest byte of their number. That of a tunnel has the E-Switch and the port of UDP in it. */
 enum { BLOCK_PORT, BLOCK_SHARED, BLOCK_VXLAN, BLOCK_GENEVE, BLOCK_GRE };
 
 /* BPF_F_ADJ_ROOM_DECAP_L3_IPV4 of Linux 6.3 and later, which headers may not have yet. */
@@ -134,7 +134,7 @@ static __always_inline int merge_congestion(struct scratch *s)
 /* Reads the frame inside of one that a tunnel device of this kind takes. Returns whether there is one. */
 static __noinline int enter_tunnel(struct __sk_buff *skb, struct scratch *s, __u32 kind)
 {
-	__u64 block = (__u64)kind << 56;
+	__u64 block = (__u64)kind << 56 | s->eswitch << 16;
 	__u32 at;
 
 	/* A frame with a tag is for a VLAN device, not for the stack of the uplink. */

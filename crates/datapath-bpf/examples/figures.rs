@@ -51,6 +51,7 @@ impl Bench {
         let mut pipeline = Pipeline::load(options).expect("a pipeline");
         let config = PortConfig {
             mode: Mode::Switchdev,
+            eswitch: 0,
             block: Block::Port(Port(1)),
             ifindex: 1,
             representor: None,

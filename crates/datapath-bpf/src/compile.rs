@@ -83,6 +83,7 @@ impl Place {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Shape {
     pub(crate) place: Place,
+    eswitch: u8,
     block: Block,
     mask: Key,
     fields: Vec<Field>,
@@ -91,12 +92,12 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
-    /// The shape of a rule.
-    pub(crate) fn of(rule: &Rule) -> Shape {
+    /// The shape of a rule of an E-Switch.
+    pub(crate) fn of(eswitch: u8, rule: &Rule) -> Shape {
         let matches = &rule.matches;
         let fields: Vec<Field> = matches.mask().fields().collect();
         let place = Place {
-            block: block_number(rule.block),
+            block: block_number(eswitch, rule.block),
             chain: rule.chain,
             priority: rule.priority,
             protocol: rule.protocol,
@@ -105,14 +106,14 @@ impl Shape {
             dst: matches.dst_ports.clone(),
         };
         let key_size = if place.is_long() { LONG_KEY } else { SHORT_KEY };
-        Shape { place, block: rule.block, mask: matches.mask().clone(), fields, key_size }
+        Shape { place, eswitch, block: rule.block, mask: matches.mask().clone(), fields, key_size }
     }
 
-    /// Whether it is that of a rule.
-    pub(crate) fn is_of(&self, rule: &Rule) -> bool {
+    /// Whether it is that of a rule of an E-Switch.
+    pub(crate) fn is_of(&self, eswitch: u8, rule: &Rule) -> bool {
         let place = &self.place;
-        (self.block, place.chain, place.priority, place.protocol)
-            == (rule.block, rule.chain, rule.priority, rule.protocol)
+        (self.eswitch, self.block, place.chain, place.priority, place.protocol)
+            == (eswitch, rule.block, rule.chain, rule.priority, rule.protocol)
             && (&place.src, &place.dst) == (&rule.matches.src_ports, &rule.matches.dst_ports)
             && self.mask == *rule.matches.mask()
     }
@@ -148,8 +149,9 @@ pub(crate) struct Compiled {
     pub(crate) encaps: Vec<Vec<u8>>,
 }
 
-/// A block as a number: its kind in the highest byte.
-pub(crate) fn block_number(block: Block) -> u64 {
+/// A block of an E-Switch as a number: its kind in the highest byte. Ports and shared blocks have numbers of their own on the
+/// whole card; a tunnel is one of each uplink.
+pub(crate) fn block_number(eswitch: u8, block: Block) -> u64 {
     let (kind, number) = match block {
         Block::Port(port) => (0u64, port.0),
         Block::Shared(index) => (1, index),
@@ -159,7 +161,7 @@ pub(crate) fn block_number(block: Block) -> u64 {
                 TunnelKind::Geneve => 3,
                 TunnelKind::Gre => 4,
             };
-            (kind, device.udp_port.into())
+            (kind, u32::from(eswitch) << 16 | u32::from(device.udp_port))
         }
     };
     kind << 56 | u64::from(number)

@@ -79,6 +79,8 @@ pub enum Mode {
 pub struct PortConfig {
     /// What happens to its frames.
     pub mode: Mode,
+    /// The number of the E-Switch that it is a port of, among those of the pipeline.
+    pub eswitch: u8,
     /// The block in which they are looked up.
     pub block: Block,
     /// The number of the netdev through which the port is reached: its inner end, or the wire.
@@ -117,13 +119,13 @@ impl PortConfig {
             Mode::Inactive => 2,
         };
         let flags = u32::from(self.through_inner) | u32::from(self.is_wire) << 1 | u32::from(self.link_up) << 2;
-        let bytes = Bytes::default().u64(block_number(self.block)).u32(self.ifindex);
+        let bytes = Bytes::default().u64(block_number(self.eswitch, self.block)).u32(self.ifindex);
         let (lane, class) = self.lane.map_or((0, 0), |lane| (lane.ifindex, lane.class));
         let bytes = bytes.u32(self.representor.unwrap_or(0)).u32(mode).u32(flags).u32(lane).u32(class);
         let wires = &self.wires[..self.wires.len().min(layout::MAX_WIRES)];
         let bytes = wires.iter().fold(bytes, |bytes, wire| bytes.u32(*wire));
         let bytes = (wires.len()..layout::MAX_WIRES).fold(bytes, |bytes, _| bytes.u32(0));
-        bytes.u32(wires.len() as u32).u32(0).0
+        bytes.u32(wires.len() as u32).u32(self.eswitch.into()).0
     }
 }
 
@@ -404,11 +406,17 @@ impl Pipeline {
         self.commits.meter_numbers.keys().copied()
     }
 
-    /// Carries changes out, in their order. The result of each stands at its place; what is refused has changed nothing.
+    /// Carries changes of the only E-Switch out, as [`commit_of`](Self::commit_of).
+    pub fn commit(&mut self, batch: &[Change<'_>]) -> Vec<Result<(), Refused>> {
+        self.commit_of(0, batch)
+    }
+
+    /// Carries changes of an E-Switch out, in their order. The result of each stands at its place; what is refused has
+    /// changed nothing. The rules of tunnels are for frames from the wires of that E-Switch ([`PortConfig::eswitch`]).
     ///
     /// When it returns, every frame that comes in is treated by the new rules.
-    pub fn commit(&mut self, batch: &[Change<'_>]) -> Vec<Result<(), Refused>> {
-        self.commits.commit(&self.loaded, batch)
+    pub fn commit_of(&mut self, eswitch: u8, batch: &[Change<'_>]) -> Vec<Result<(), Refused>> {
+        self.commits.commit(&self.loaded, eswitch, batch)
     }
 
     /// The counters of rules. That of a rule that is not there is zero.

@@ -8,8 +8,8 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use eswitch::datapath::{pf_of, port};
-use eswitch::{Engine, FlowChange, FlowDone, FlowError, Vport};
-use flow::{Counter, MeterId, Port, RuleId};
+use eswitch::{Engine, FlowChange, FlowDone, FlowError, PfIndex, Vport};
+use flow::{Action, Block, Counter, MeterId, Port, Rule, RuleId};
 use lockdep::{Locked, Mutex, Unlocked, lock_classes};
 use netlink::Errno;
 use tc::{
@@ -86,7 +86,7 @@ impl TcFilters {
             }
             Verb::Delete { kind } => {
                 let gone = self.change(cx, host, |tables| tables.remove(&place, kind.as_deref()));
-                gone.map(|(entries, removed)| Answer::Gone(self.gone(cx, engine, of, entries, removed)))
+                gone.map(|(entries, removed)| Answer::Gone(self.gone(cx, engine, entries, removed)))
             }
             Verb::Get { kind } => {
                 let entry = self.0.lock_leaf(cx).get(&place, kind.as_deref());
@@ -98,7 +98,7 @@ impl TcFilters {
             }
             Verb::Forget => {
                 let removed = self.change(cx, host, |tables| tables.forget(netdev, place.side));
-                Ok(Answer::Gone(self.gone(cx, engine, of, Vec::new(), removed)))
+                Ok(Answer::Gone(self.gone(cx, engine, Vec::new(), removed)))
             }
         };
         done.unwrap_or_else(Answer::Refused)
@@ -123,7 +123,7 @@ impl TcFilters {
             Err(refusal) => (Outcome::Refused, Some(refusal)),
         };
         let (entry, removed) = self.change(cx, host, |tables| tables.settle(reserved, outcome, now));
-        self.gone(cx, engine, of, Vec::new(), removed.into_iter().collect());
+        self.gone(cx, engine, Vec::new(), removed.into_iter().collect());
         match (refusal, entry) {
             (Some(refusal), _) => Err(refusal),
             (None, Some(entry)) => Ok(Answer::Filters(counted(cx, engine, vec![entry]))),
@@ -132,19 +132,13 @@ impl TcFilters {
     }
 
     /// Removes the rules and meters of filters that are gone. Returns how the filters are shown a last time.
-    fn gone(
-        &self,
-        cx: Cx<'_, '_>,
-        engine: &Engine,
-        of: Port,
-        entries: Vec<Entry>,
-        removed: Vec<Removed>,
-    ) -> Vec<Shown> {
+    fn gone(&self, cx: Cx<'_, '_>, engine: &Engine, entries: Vec<Entry>, removed: Vec<Removed>) -> Vec<Shown> {
         let shown = counted(cx, engine, entries);
-        let pf = pf_of(of);
         let rules = removed.iter().filter_map(|removed| removed.rule).map(FlowChange::Remove);
         let meters = removed.iter().flat_map(|removed| &removed.meters);
-        let meters = meters.map(|meter| FlowChange::RemoveMeter { pf, id: MeterId(*meter) });
+        // A meter may be one of filters in several E-Switches.
+        let pfs = || (0..engine.config().pfs).map(PfIndex);
+        let meters = meters.flat_map(|meter| pfs().map(|pf| FlowChange::RemoveMeter { pf, id: MeterId(*meter) }));
         // A rule that has gone with a port is as good as removed, and so is a meter that another E-Switch has.
         let _ = engine.change_flows(cx, rules.chain(meters).collect());
         shown
@@ -162,7 +156,7 @@ fn offload(cx: Cx<'_, '_>, engine: &Engine, of: Port, reserved: &Reserved) -> Re
         Some(Err(refusal)) => return Err(refusal.clone()),
         None => return Err(Refusal::unsupported(format!("skip_hw, or a filter at egress{nobody}"))),
     };
-    let pf = pf_of(of);
+    let pf = carried_by(of, &offload.rule);
     let mut changes: Vec<FlowChange> =
         offload.meters.iter().map(|(id, meter)| FlowChange::SetMeter { pf, id: *id, meter: *meter }).collect();
     // A filter that is replaced by one that matches the same keeps its place, and no frame misses it. Its rule may have gone with
@@ -190,6 +184,16 @@ fn offload(cx: Cx<'_, '_>, engine: &Engine, of: Port, reserved: &Reserved) -> Re
         (Some(Err(refused)), _) => Err(refusal_of(&refused)),
         _ => Err(Refusal::unsupported("the card gave no answer")),
     }
+}
+
+/// The PF whose E-Switch carries out a filter of a port. Where a tunnel device is over several uplinks, it is the one to whose
+/// ports the filter sends: the others have no such ports.
+fn carried_by(of: Port, rule: &Rule) -> PfIndex {
+    let target = rule.actions.iter().find_map(|action| match action {
+        Action::Redirect(port) if matches!(rule.block, Block::Tunnel(_)) => Some(pf_of(*port)),
+        _ => None,
+    });
+    target.unwrap_or(pf_of(of))
 }
 
 fn refusal_of(error: &FlowError) -> Refusal {

@@ -6,7 +6,7 @@
 //!
 //! * `iproute2`: a port off its bridge, a pair, both ends' qdiscs and filters, one after the other;
 //! * `iproute2, tuned`: all of a kind together, what is dear while devices are down, and one queue a netdev;
-//! * `iproute2, our requests`: what the card sends, in its order, with four bridges behind one.
+//! * `iproute2, our requests`: what a card without CAP_BPF sends, in its order, with four bridges behind one.
 //!
 //! None of them sets alternative names or carrier, which ours does. Everything runs in namespaces of its own, in a process of
 //! its own; all four take turns there, and each round starts with another one.
@@ -28,10 +28,16 @@ use crate::workspace::shell;
 use super::{Measurement, OrderedRatio, Part, Quantity, Row, Target, child, median};
 
 /// The measurements of this group.
-pub const MEASUREMENTS: &[Measurement] = &[Measurement { name: "linux: VFs and modes", run: vfs_and_modes }];
+pub const MEASUREMENTS: &[Measurement] = &[
+    Measurement { name: "linux: VFs and modes", run: vfs_and_modes },
+    Measurement { name: "linux: more VFs", run: more_vfs },
+];
 
 const VFS: usize = 1_000;
 const ROUNDS: usize = 7;
+/// The numbers of VFs of the rows that show how a mode change grows, after that which they are compared with.
+const MORE_VFS: [usize; 2] = [4_000, 10_000];
+const ROUNDS_OF_MORE: usize = 3;
 /// The pause after each operation. The kernel does deferred work in it, as between the commands of a person.
 const PAUSE: Duration = Duration::from_millis(150);
 const OUTSIDE: &str = "bench-outside";
@@ -69,6 +75,77 @@ fn vfs_and_modes() -> Result<Vec<Row>> {
         }
     }
     Ok(rows)
+}
+
+/// The times of one number of VFs, in microseconds for each VF.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct OfMany {
+    /// From legacy to switchdev mode.
+    switchdev: f64,
+    /// Nothing but as many pairs, by `ip -batch`.
+    pairs: f64,
+}
+
+/// How a mode change grows with the number of VFs, and how the making of netdevs alone does.
+fn more_vfs() -> Result<Vec<Row>> {
+    let alone = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
+    let measure = |vfs| -> Result<OfMany> {
+        let output = child(&alone, Part::ManyVfs, vfs)?;
+        serde_json::from_slice(&output.stdout).context("reading what the child measured")
+    };
+    let us = |value| Quantity { value, unit: "us" };
+    let few = match measure(VFS) {
+        Ok(few) => few,
+        Err(error) => return Ok(vec![Row::unavailable("more VFs on Linux".to_owned(), format!("{error:#}"))]),
+    };
+    let floor = |n: usize, of: &OfMany| {
+        let what = format!("legacy to switchdev, each of {n} VFs");
+        let ratio = of.switchdev / of.pairs;
+        Row::compared(what, us(of.switchdev), "a pair alone, ip -batch", us(of.pairs), ratio)
+    };
+    let mut rows = vec![floor(VFS, &few)];
+    for n in MORE_VFS {
+        let many = measure(n)?;
+        let with = format!("each of {VFS}");
+        let row = |what: &str, many, few| {
+            Row::compared(format!("{what}, each of {n} VFs"), us(many), &with, us(few), many / few)
+        };
+        rows.push(row("legacy to switchdev", many.switchdev, few.switchdev).target(Target::RatioAtMost(1.3)));
+        rows.push(floor(n, &many));
+        rows.push(row("a pair alone, ip -batch", many.pairs, few.pairs));
+    }
+    Ok(rows)
+}
+
+/// Measures one number of VFs, in the namespaces this process was given.
+///
+/// # Errors
+/// The card cannot be made, or `ip` fails.
+pub fn measure_many(vfs: usize) -> Result<String> {
+    shell("mount -t tmpfs tmpfs /run && mkdir /run/netns && mount -t sysfs sysfs /sys && ip link set lo up")?;
+    let pairs = Script { vfs, style: Style::Tuned, bridges: 1 }.pair("r", 9, "rep");
+    std::fs::write("/run/pairs", pairs)?;
+    let config = CardConfig { total_vfs: u16::try_from(vfs)?, ..CardConfig::default() };
+    let domain = Domain::unchecked();
+    let (mut switchdev, mut alone) = (Vec::new(), Vec::new());
+    enter(&domain, "main", |cx| -> Result<()> {
+        let card = Arc::new(LinuxCard::new(&Place::prepare()?, config.clone(), &domain)?);
+        let engine = Engine::start(cx, config, card, Arc::new(Threads(Arc::clone(&domain))))?;
+        let pf = engine.addresses()[0];
+        engine.set_num_vfs(cx, pf, u32::try_from(vfs)?)?;
+        for _ in 0..ROUNDS_OF_MORE {
+            switchdev.push(timed(|| Ok(engine.set_mode(cx, pf, Mode::Switchdev)?))?);
+            engine.set_mode(cx, pf, Mode::Legacy)?;
+            // The VFs stay: what the kernel walks for each netdev is as long for both.
+            shell(&format!("ip netns add {OUTSIDE} && ip netns add {CARD}"))?;
+            alone.push(timed(|| Step::Ip(PathBuf::from("/run/pairs")).run())?);
+            shell(&format!("ip netns del {OUTSIDE} && ip netns del {CARD}"))?;
+        }
+        engine.shutdown(cx);
+        Ok(())
+    })?;
+    let of_each = |times: Vec<f64>| median(times.into_iter().map(OrderedRatio)).0 * 1e3 / vfs as f64;
+    Ok(serde_json::to_string(&OfMany { switchdev: of_each(switchdev), pairs: of_each(alone) })?)
 }
 
 /// Measures, in the namespaces this process was given.

@@ -327,6 +327,8 @@ enum Part {
     MemoryPeak,
     /// A card of real netdevs with `n` VFs beside iproute2; prints the times as JSON.
     LinuxCard,
+    /// A card of real netdevs with `n` VFs, and pairs alone; prints the times as JSON.
+    ManyVfs,
     /// The tools in a lab with a card of `n` VFs, and outside; prints the times as JSON.
     LabTools,
     /// Programs that do not look at a card, in a lab and outside; prints the times as JSON.
@@ -344,6 +346,7 @@ impl Part {
             Self::LockTheirs => "lock-theirs",
             Self::MemoryPeak => "memory-peak",
             Self::LinuxCard => "linux-card",
+            Self::ManyVfs => "many-vfs",
             Self::LabTools => "lab-tools",
             Self::LabPrograms => "lab-programs",
             Self::DataplaneTraffic => "dataplane-traffic",
@@ -362,6 +365,7 @@ impl Child {
             Part::LockOurs => lockdep::lock_ours(self.n),
             Part::LockTheirs => lockdep::lock_theirs(self.n),
             Part::MemoryPeak => println!("{}", memory::peak(self.n)?),
+            Part::ManyVfs => println!("{}", linux::measure_many(self.n)?),
             Part::LinuxCard => println!("{}", linux::measure(self.n)?),
             Part::LabTools => println!("{}", lab::measure_tools(self.n)?),
             Part::LabPrograms => println!("{}", lab::measure_programs(self.n)?),

@@ -113,6 +113,7 @@ struct Pending {
 
 #[derive(Default)]
 struct Adding {
+    eswitch: u8,
     actions: Writes,
     groups: Writes,
     encaps: Writes,
@@ -183,8 +184,8 @@ impl Commits {
         })
     }
 
-    /// Carries changes out, in their order.
-    pub(crate) fn commit(&mut self, loaded: &Loaded, batch: &[Change<'_>]) -> Vec<Result<(), Refused>> {
+    /// Carries changes of an E-Switch out, in their order.
+    pub(crate) fn commit(&mut self, loaded: &Loaded, eswitch: u8, batch: &[Change<'_>]) -> Vec<Result<(), Refused>> {
         let mut results = Vec::with_capacity(batch.len());
         let mut rest = batch;
         while let Some(first) = rest.first() {
@@ -192,7 +193,7 @@ impl Commits {
             let count = rest.iter().take_while(|change| std::mem::discriminant(*change) == kind).count();
             let (now, later) = rest.split_at(count);
             match first {
-                Change::Add { .. } => self.add(loaded, now, &mut results),
+                Change::Add { .. } => self.add(loaded, eswitch, now, &mut results),
                 Change::Remove(_) => self.remove(loaded, now, &mut results),
                 Change::SetActions { .. } => {
                     let of = now.iter().filter_map(|change| match change {
@@ -211,8 +212,8 @@ impl Commits {
         results
     }
 
-    fn add(&mut self, loaded: &Loaded, changes: &[Change<'_>], results: &mut Vec<Result<(), Refused>>) {
-        let mut adding = Adding::default();
+    fn add(&mut self, loaded: &Loaded, eswitch: u8, changes: &[Change<'_>], results: &mut Vec<Result<(), Refused>>) {
+        let mut adding = Adding { eswitch, ..Adding::default() };
         self.rules.reserve(changes.len());
         self.by_key.reserve(changes.len());
         adding.short.0.reserve(changes.len() * layout::SHORT_LOOKUP);
@@ -300,8 +301,8 @@ impl Commits {
         if self.rules.contains_key(&id) {
             return Err(Refused::Exists);
         }
-        let shape = self.shape.take().filter(|shape| shape.is_of(rule));
-        let shape = shape.unwrap_or_else(|| Shape::of(rule));
+        let shape = self.shape.take().filter(|shape| shape.is_of(adding.eswitch, rule));
+        let shape = shape.unwrap_or_else(|| Shape::of(adding.eswitch, rule));
         let prepared = self.prepare_shaped(loaded, (id, rule), &shape, place, adding);
         self.shape = Some(shape);
         prepared

@@ -220,6 +220,7 @@ impl Card {
     pub fn set_port_as(&mut self, port: Port, n: u32, change: impl FnOnce(&mut PortConfig)) {
         let mut config = PortConfig {
             mode: Mode::Switchdev,
+            eswitch: 0,
             block: Block::Port(port),
             ifindex: ifindex(&format!("inner{n}")),
             representor: Some(ifindex(&format!("repi{n}"))),

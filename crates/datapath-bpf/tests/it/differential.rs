@@ -61,6 +61,7 @@ impl Both {
         for port in wanted.ports() {
             let config = PortConfig {
                 mode: Mode::Switchdev,
+                eswitch: 0,
                 block: tables.block_of(port),
                 ifindex: port.0,
                 representor: Some(port.0 + 0x10000),

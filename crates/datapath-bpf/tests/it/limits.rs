@@ -6,7 +6,7 @@ use crate::common::pipeline;
 use datapath_bpf::{Change, Mode, Options, Pipeline, PortConfig, Refused, Role, TrialFate};
 use flow::{
     Action, Block, Control, Ct, Edit, EditField, Encap, Field, Match, Meter, MeterId, Neighbour, Police, Port,
-    Protocol, Rate, Rule, RuleId, TunnelKind, VlanTag,
+    Protocol, Rate, Rule, RuleId, TunnelDevice, TunnelKind, VlanTag,
 };
 
 const SMALL: Options = Options {
@@ -43,6 +43,7 @@ impl Card {
         let mut pipeline = pipeline(options)?;
         let config = PortConfig {
             mode: Mode::Switchdev,
+            eswitch: 0,
             block: Block::Port(Port(1)),
             ifindex: 1,
             representor: Some(2),
@@ -93,6 +94,55 @@ fn what_the_program_has_not_is_refused_by_its_name() {
         assert_eq!(refused.to_string(), words);
     }
     assert_eq!((card.0.rule_count(), card.fate(1)), (0, TrialFate::Missed));
+}
+
+/// A frame in a VXLAN.
+fn in_vxlan(inner: &[u8]) -> Vec<u8> {
+    let mut frame =
+        vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0, 0x45, 0, 0, 36 + inner.len() as u8, 0, 1, 0, 0, 64, 17];
+    frame.extend([0, 0, 192, 168, 0, 1, 192, 168, 0, 2, 0xc0, 0, 0x12, 0xb5, 0, 16 + inner.len() as u8, 0, 0]);
+    frame.extend([8, 0, 0, 0, 0, 0, 5, 0]);
+    frame.extend(inner);
+    flow::make_checksums_right(&mut frame);
+    frame
+}
+
+#[test]
+fn a_tunnel_ends_at_each_uplink_with_rules_of_its_own() {
+    let Some(mut card) = Card::new(SMALL) else { return };
+    let wires: [u8; 2] = [1, 2];
+    for eswitch in wires {
+        let number = u32::from(eswitch);
+        let [wire, target] = [10, 20].map(|of| Port(of + number));
+        let config = |port: Port, is_wire| PortConfig {
+            mode: Mode::Switchdev,
+            eswitch,
+            block: Block::Port(port),
+            ifindex: port.0,
+            representor: None,
+            through_inner: false,
+            is_wire,
+            link_up: true,
+            lane: None,
+            wires: Vec::new(),
+        };
+        for (port, is_wire) in [(wire, true), (target, false)] {
+            card.0.set_port(port, &config(port, is_wire)).expect("a port");
+        }
+        card.0.attach(wire.0, Role::Wire(wire)).expect("a netdev");
+        let rule = Rule::new(wire, Match::new(), [Action::TunnelUnset, Action::Redirect(target)]);
+        let rule = rule.in_block(Block::Tunnel(TunnelDevice { kind: TunnelKind::Vxlan, udp_port: 4789 }));
+        let added = card.0.commit_of(eswitch, &[Change::Add { id: RuleId(number.into()), rule: &rule }]);
+        assert_eq!(added, [Ok(())], "the rule of E-Switch {eswitch}");
+    }
+    let frame = in_vxlan(&frame(1));
+    for (sent, wanted) in [(11, (1, 0)), (12, (1, 1)), (12, (1, 2))] {
+        card.0.trial(sent, Duration::from_secs(1), &frame).expect("a trial");
+        assert_eq!((card.packets(1), card.packets(2)), wanted, "after a frame from the wire {sent}");
+    }
+    assert_eq!(card.remove(1), Ok(()));
+    card.0.trial(11, Duration::from_secs(1), &frame).expect("a trial");
+    assert_eq!(card.packets(2), 2, "the other wire's rule stays its own");
 }
 
 #[test]

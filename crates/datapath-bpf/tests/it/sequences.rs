@@ -350,6 +350,7 @@ fn put(pipeline: &mut Pipeline) {
     for port in [ONE, TWO] {
         let config = PortConfig {
             mode: Mode::Switchdev,
+            eswitch: 0,
             block: Block::Port(port),
             ifindex: port.0,
             representor: Some(port.0 + 0x10000),
