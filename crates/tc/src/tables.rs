@@ -14,6 +14,7 @@ use crate::numbers::cls_flags;
 use crate::offload::Offload;
 use crate::refusal::Refusal;
 use crate::request::{Classifier, Netdev, Place, Side, Spec};
+use crate::sample_groups::{GroupEvent, SampleGroup, SampleGroups};
 use crate::shown::{Shown, ShownFilter};
 use crate::stored::{Record, Stored};
 
@@ -32,6 +33,8 @@ pub struct Tables {
     first_index: BTreeMap<Kind, u32>,
     /// How many filters have been made.
     pub(crate) made: u64,
+    /// The psample groups of actions.
+    pub(crate) groups: SampleGroups,
     /// What has changed, if that is asked for.
     pub(crate) records: Option<Vec<Record>>,
 }
@@ -429,6 +432,21 @@ impl Tables {
         places.into_iter().filter_map(take).collect()
     }
 
+    /// The psample groups that actions use, in the order in which they began.
+    pub fn sample_groups(&self) -> Vec<SampleGroup> {
+        self.groups.list()
+    }
+
+    /// Whether groups have begun or ended since the [last call](Self::take_group_events).
+    pub fn has_group_events(&self) -> bool {
+        self.groups.has_events()
+    }
+
+    /// Which groups have begun and ended since the last call, in order.
+    pub fn take_group_events(&mut self) -> Vec<GroupEvent> {
+        self.groups.take_events()
+    }
+
     fn priority(&self, place: &Place) -> Option<&Priority> {
         self.chains(place.netdev, place.side)?.get(&place.chain.unwrap_or(0))?.get(&place.priority)
     }
@@ -518,6 +536,7 @@ impl Tables {
                     return Err(refused(Errno::INVAL, "there is no action with this index"));
                 }
                 None => {
+                    self.groups.made(&action);
                     self.actions.insert(key, Kept { action: action.clone(), bound: 1 });
                 }
             }
@@ -534,6 +553,7 @@ impl Tables {
             let Some(kept) = self.actions.get_mut(&key) else { continue };
             kept.bound -= 1;
             if kept.bound == 0 {
+                self.groups.gone(&kept.action);
                 self.actions.remove(&key);
                 if let Some(first) = self.first_index.get_mut(&action.kind) {
                     *first = (*first).min(action.index.max(1));
