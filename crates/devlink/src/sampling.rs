@@ -104,13 +104,10 @@ impl Sampling {
     /// Has a client receive samples from now on.
     ///
     /// # Errors
-    /// EPERM: the peer may not see frames of others. EOPNOTSUPP: the card takes no samples.
+    /// EPERM: the peer may not see frames of others.
     pub(crate) fn join(&self, cx: Cx<'_, '_>, engine: &Engine, peer: &Peer) -> Result<(), Refusal> {
         if !peer.may_change {
             return Err(Refusal::bare(Errno::PERM));
-        }
-        if engine.sampler().is_none() {
-            return Err(Refusal::unsupported("this card takes no samples"));
         }
         if !peer.joined_samples.swap(true, Ordering::Relaxed) {
             self.listeners.fetch_add(1, Ordering::SeqCst);
