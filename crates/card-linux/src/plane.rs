@@ -20,8 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use datapath_bpf::{
-    Change as BpfChange, DropReason, Lane, LoadError, Mode, Options, Pipeline, PortConfig, Refused, Role,
-    Samples,
+    Change as BpfChange, DropReason, Lane, LoadError, Mode, Options, Pipeline, PortConfig, Refused, Role, Samples,
 };
 use eswitch::card::CardError;
 use eswitch::datapath::{self, Arrival, Change, Datapath, Dropped, Sampler, pf_of, vport_of};

@@ -141,9 +141,8 @@ impl Sampling {
         let groups = served.tc.sample_groups(cx);
         let sequences = self.sequences.lock_leaf(cx);
         let sequence = |group| sequences.get(&group).copied().unwrap_or(0);
-        let shown = |of: tc::SampleGroup| {
-            SampleGroup { group: of.group, users: of.users, sequence: sequence(of.group) }
-        };
+        let shown =
+            |of: tc::SampleGroup| SampleGroup { group: of.group, users: of.users, sequence: sequence(of.group) };
         groups.into_iter().map(shown).collect()
     }
 

@@ -13,7 +13,8 @@ use flow::{Counter, MeterId, Port, RuleId};
 use lockdep::{Locked, Mutex, Unlocked, lock_classes};
 use netlink::Errno;
 use tc::{
-    Answer, Entry, GroupEvent, Netdev, Outcome, Place, Refusal, Removed, Request, Reserved, SampleGroup, Shown, Spec, Stored, Tables, Verb,
+    Answer, Entry, GroupEvent, Netdev, Outcome, Place, Refusal, Removed, Request, Reserved, SampleGroup, Shown, Spec,
+    Stored, Tables, Verb,
 };
 
 use crate::card::Host;

@@ -68,8 +68,11 @@ impl SampleGroups {
 
     /// The groups in the order in which they began.
     pub(crate) fn list(&self) -> Vec<SampleGroup> {
-        let mut groups: Vec<(u64, SampleGroup)> =
-            self.groups.iter().map(|(group, (users, at))| (*at, SampleGroup { group: *group, users: *users })).collect();
+        let mut groups: Vec<(u64, SampleGroup)> = self
+            .groups
+            .iter()
+            .map(|(group, (users, at))| (*at, SampleGroup { group: *group, users: *users }))
+            .collect();
         groups.sort_by_key(|(at, _)| *at);
         groups.into_iter().map(|(_, group)| group).collect()
     }

@@ -229,6 +229,9 @@ impl Generic {
 
     fn destination(&self, cx: Cx<'_, '_>, relay: &Relay, message: &Message<'_>) -> Destination {
         let Header { kind, .. } = message.header;
+        if let Some(psample) = self.families.psample_at(kind).filter(|_| message.header.is_request()) {
+            return Destination::Psample(psample);
+        }
         let (Some(command), true) = (message.payload().first(), message.header.is_request()) else {
             return Destination::Kernel;
         };
@@ -237,9 +240,6 @@ impl Generic {
             return Destination::Kernel;
         }
         let content = message.after(GENL_HEADER).unwrap_or_default();
-        if let Some(psample) = self.families.psample_at(kind) {
-            return Destination::Psample(psample);
-        }
         let asks_all = kind == CTRL && *command == GETFAMILY && message.header.is_dump();
         let psample = if kind == CTRL { self.families.psample().filter(|family| !family.in_kernel) } else { None };
         if let Some(psample) = psample.filter(|psample| !asks_all && psample.is_named(content)) {

@@ -99,7 +99,12 @@ impl Relay {
 
     /// Waits; returns the events of the program's socket, of `wake`, of the kernel's socket, and of each subscription.
     /// `briefly`: at most for [`TICK`].
-    fn wait(&self, cx: Cx<'_, '_>, subscriptions: &[(usize, OwnedFd)], briefly: bool) -> rustix::io::Result<Vec<PollFlags>> {
+    fn wait(
+        &self,
+        cx: Cx<'_, '_>,
+        subscriptions: &[(usize, OwnedFd)],
+        briefly: bool,
+    ) -> rustix::io::Result<Vec<PollFlags>> {
         let full = self.is_full();
         self.socket.set_stalled(cx, full);
         let mut program = if full { PollFlags::empty() } else { PollFlags::IN };

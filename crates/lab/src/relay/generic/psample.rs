@@ -159,13 +159,7 @@ impl Psample {
     }
 
     /// A group as a dump shows it.
-    pub(super) fn dumped(
-        &self,
-        cx: Cx<'_, '_>,
-        relay: &Relay,
-        sequence: u32,
-        group: &SampleGroup,
-    ) -> Option<Vec<u8>> {
+    pub(super) fn dumped(&self, cx: Cx<'_, '_>, relay: &Relay, sequence: u32, group: &SampleGroup) -> Option<Vec<u8>> {
         let port = relay.socket.port_to_send_from(cx);
         let header = Header::new(self.id, Flags::MULTI, sequence, port);
         message(header, |to| fill_group(to, command::NEW_GROUP, group)).ok()
@@ -173,7 +167,8 @@ impl Psample {
 
     /// Sends the program what a card has published of samples and groups.
     pub(super) fn publish(&self, cx: Cx<'_, '_>, relay: &mut Relay, card: usize, published: &[Message<'_>]) {
-        let here = NetworkId::of_socket(&relay.socket.kernel).is_ok_and(|network| relay.cards.is_home_of(card, network));
+        let here =
+            NetworkId::of_socket(&relay.socket.kernel).is_ok_and(|network| relay.cards.is_home_of(card, network));
         if !here {
             return;
         }
@@ -206,8 +201,7 @@ impl Psample {
     /// A group that has begun or ended: it has no user yet, or none any more (`psample_group_notify`).
     fn event(&self, command: u8, content: &[u8]) -> Option<Vec<u8>> {
         let number = |kind| find(content, kind)?.leading_u32();
-        let (group, sequence) =
-            (number(eswitch_family::sample::GROUP)?, number(eswitch_family::sample::SEQUENCE)?);
+        let (group, sequence) = (number(eswitch_family::sample::GROUP)?, number(eswitch_family::sample::SEQUENCE)?);
         let header = Header::new(self.id, Flags::MULTI, 0, 0);
         message(header, |to| fill_group(to, command, &SampleGroup { group, users: 0, sequence })).ok()
     }
@@ -353,7 +347,8 @@ mod tests {
 
     #[test]
     fn the_family_has_numbers_that_nobody_has_or_those_of_the_kernel() {
-        let family = |name: &str, id, groups: &[u32]| KernelFamily { name: name.to_owned(), id, groups: groups.to_vec() };
+        let family =
+            |name: &str, id, groups: &[u32]| KernelFamily { name: name.to_owned(), id, groups: groups.to_vec() };
         let ours = Psample::of(&[family("nlctrl", 16, &[16]), family("ethtool", 21, &[5])]).unwrap();
         assert!(!ours.in_kernel && ours.id > 21 && ours.config > 16 && ours.packets == ours.config + 1);
         assert_eq!(ours.group_at_card(ours.config), Some(SAMPLE_GROUPS_GROUP));
