@@ -24,6 +24,7 @@ use crate::family::{ESWITCH, VERSION};
 use crate::notify;
 use crate::peer::Peer;
 use crate::refusal::Refusal;
+use crate::tc_filters::At;
 
 lock_classes! {
     /// The number of the next sample of each psample group.
@@ -138,6 +139,8 @@ impl Sampling {
 
     /// The psample groups that filters use, in the order in which they began.
     pub(crate) fn groups(&self, cx: Cx<'_, '_>, served: &Served) -> Vec<SampleGroup> {
+        let at = At { engine: served.card.engine(), host: served.host.as_deref() };
+        served.tc.end_groups_of_gone(cx, at);
         let groups = served.tc.sample_groups(cx);
         let sequences = self.sequences.lock_leaf(cx);
         let sequence = |group| sequences.get(&group).copied().unwrap_or(0);

@@ -79,6 +79,27 @@ impl TcFilters {
         changed
     }
 
+    /// Forgets the filters of netdevs that are gone, if filters use psample groups: these have ended. Other filters are forgotten
+    /// when the next netdev of their port is met.
+    pub(crate) fn end_groups_of_gone(&self, cx: Cx<'_, '_>, at: At<'_>) {
+        let mut ports = {
+            let tables = self.0.lock_leaf(cx);
+            if tables.sample_groups().is_empty() {
+                return;
+            }
+            tables.ports()
+        };
+        // A netdev with a number does not come back, so those that have gone by now are gone for good.
+        ports.retain(|port, number| at.engine.flow_port(cx, *port) != Some(*number));
+        if ports.is_empty() {
+            return;
+        }
+        self.change(cx, at, |tables| tables.forget_gone(&ports));
+        if let Some(host) = at.host {
+            host.filters_answered(cx);
+        }
+    }
+
     /// The psample groups that the filters use, in the order in which they began.
     pub(crate) fn sample_groups(&self, cx: Cx<'_, '_>) -> Vec<SampleGroup> {
         self.0.lock_leaf(cx).sample_groups()

@@ -179,14 +179,32 @@ impl Tables {
     /// Forgets the filters of a port if they are those of another netdev, which is gone, and with it its rules.
     pub fn meet(&mut self, netdev: Netdev) {
         let is_other = self.netdevs.get(&name(&netdev)).is_some_and(|filters| filters.number != netdev.number);
-        if is_other && let Some(filters) = self.netdevs.remove(&name(&netdev)) {
-            let (port, tunnel) = name(&netdev);
-            self.note(|| Record::Forgotten(port, tunnel));
-            let chains = filters.sides.into_values().flat_map(BTreeMap::into_values);
-            let priorities = chains.flat_map(Chain::into_values);
-            for filter in priorities.flat_map(|priority| priority.filters.into_values()) {
-                self.unbind(&filter.spec.actions);
-            }
+        if is_other {
+            self.forget_netdev(name(&netdev));
+        }
+    }
+
+    /// The ports whose netdevs have filters, with the number of each.
+    pub fn ports(&self) -> BTreeMap<Port, u64> {
+        self.netdevs.iter().map(|((port, _), filters)| (*port, filters.number)).collect()
+    }
+
+    /// Forgets the filters of netdevs that are gone, given by their [ports and numbers](Self::ports).
+    pub fn forget_gone(&mut self, gone: &BTreeMap<Port, u64>) {
+        let is_gone = |(port, _): &Name, filters: &Filters| gone.get(port) == Some(&filters.number);
+        let names: Vec<Name> =
+            self.netdevs.iter().filter(|(name, filters)| is_gone(name, filters)).map(|(name, _)| *name).collect();
+        names.into_iter().for_each(|name| self.forget_netdev(name));
+    }
+
+    fn forget_netdev(&mut self, name: Name) {
+        let Some(filters) = self.netdevs.remove(&name) else { return };
+        let (port, tunnel) = name;
+        self.note(|| Record::Forgotten(port, tunnel));
+        let chains = filters.sides.into_values().flat_map(BTreeMap::into_values);
+        let priorities = chains.flat_map(Chain::into_values);
+        for filter in priorities.flat_map(|priority| priority.filters.into_values()) {
+            self.unbind(&filter.spec.actions);
         }
     }
 
