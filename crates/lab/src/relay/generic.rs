@@ -136,6 +136,7 @@ impl Handler for Generic {
     fn kernel(&mut self, cx: Cx<'_, '_>, relay: &mut Relay, datagram: &[u8]) {
         let port = relay.socket.port();
         let mut added: Vec<Vec<u8>> = Vec::new();
+        let hidden = if self.dumps.is_empty() { None } else { self.families.psample() };
         let ended = |m: &Message<'_>| m.header.kind == NLMSG_DONE && self.dumps.contains(&m.header.sequence);
         if let Some(end) = messages(datagram).find(ended) {
             let sequence = end.header.sequence;
@@ -155,6 +156,9 @@ impl Handler for Generic {
             // What is added comes before the end of the dump, which is the last message.
             if message.header.kind == NLMSG_DONE {
                 all.append(&mut added);
+            }
+            if hidden.is_some_and(|psample| psample.hides(&message)) {
+                continue;
             }
             let changed = ethtool.and_then(|e| ethtool::of_kernel(cx, relay, &mut self.ethtool_dumps, e, &message));
             all.extend(changed.unwrap_or_else(|| vec![message.bytes().to_vec()]));

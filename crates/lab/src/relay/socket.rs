@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use ::netlink::{AckOptions, Errno};
+use devlink::CONFIG_GROUP;
 use lockdep::Mutex;
 use rustix::net::netlink::SocketAddrNetlink;
 
@@ -14,6 +15,7 @@ use super::Protocol;
 use crate::card::Card;
 use crate::cards::Cards;
 use crate::lock_order::{Binding, Cx, Inbox, Published, Subscriptions};
+use crate::network::NetworkId;
 use crate::process::{Caller, UserNamespace};
 use crate::supervisor::Reply;
 
@@ -174,9 +176,12 @@ impl Socket {
     pub fn subscribe(&self, cx: Cx<'_, '_>, cards: &Cards, group: u32, on: bool) -> io::Result<()> {
         let is_subscribed = self.subscriptions.lock_leaf(cx).iter().any(|of| of.group == group);
         // Without the lock: a card may take long to accept a connection, and a send must not wait for that.
-        let listen = |card: usize, of: &dyn Card| Ok(Subscription { group, card, fd: of.listen(group)? });
+        let listen = |(card, of): (usize, &Arc<dyn Card>)| Ok(Subscription { group, card, fd: of.listen(group)? });
+        let network = NetworkId::of_socket(&self.kernel).ok();
+        // devlink's instances move; samples and groups are published where a card's netdevs appear, and nowhere else.
+        let is_here = |card: usize| group == CONFIG_GROUP || network.is_some_and(|id| cards.is_home_of(card, id));
         let new: Vec<Subscription> = match on && !is_subscribed {
-            true => cards.each().enumerate().map(|(n, card)| listen(n, &**card)).collect::<io::Result<_>>()?,
+            true => cards.each().enumerate().filter(|(n, _)| is_here(*n)).map(listen).collect::<io::Result<_>>()?,
             false => Vec::new(),
         };
         let mut subscriptions = self.subscriptions.lock_leaf(cx);

@@ -86,13 +86,14 @@ impl Relay {
         if ready[1].contains(PollFlags::IN) {
             let _ = rustix::io::read(&self.socket.wake, &mut [0; 8]);
         }
+        // The kernel is asked before a card, so what it has published comes before what the card has.
+        if !ready[2].is_empty() {
+            self.drain(cx, handler, buffer);
+        }
         for ((card, fd), flags) in subscriptions.iter().zip(ready.get(3..).unwrap_or_default()) {
             if !flags.is_empty() {
                 self.take_notification(cx, handler, (*card, fd), buffer);
             }
-        }
-        if !ready[2].is_empty() {
-            self.drain(cx, handler, buffer);
         }
         ready[0].is_empty() || self.take_packet(cx, handler, buffer, ready[0].contains(PollFlags::HUP))
     }

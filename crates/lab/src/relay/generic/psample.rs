@@ -121,6 +121,12 @@ impl Psample {
         }
     }
 
+    /// Whether `nlctrl` describes the kernel's family of this name, which has come after the lab had taken numbers for its own.
+    pub(super) fn hides(&self, message: &Message<'_>) -> bool {
+        let content = message.after(GENL_HEADER).filter(|_| message.header.kind == CTRL && !self.in_kernel);
+        content.and_then(|content| find(content, FAMILY_NAME)?.string()) == Some(NAME)
+    }
+
     /// Answers a request to `nlctrl` about the family of the lab.
     pub(super) fn answer_control(&self, cx: Cx<'_, '_>, relay: &mut Relay, request: &Message<'_>) {
         let Header { sequence, .. } = request.header;
