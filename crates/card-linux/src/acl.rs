@@ -6,12 +6,15 @@
 //! To load these takes CAP_BPF: a card without root refuses a VLAN as mlx5 does where the firmware cannot insert tags
 //! (`modify_esw_vport_cvlan`).
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
 
 use eswitch::Vport;
 use eswitch::card::{Acl, CardError, Resource, Tag};
+use eswitch::datapath;
 use eswitch::vf::ETH_P_8021Q;
+use flow::Port;
 use netlink::Errno;
 use netlink::tc::{TC_ACT_SHOT, TC_ACT_STOLEN, TC_ACT_UNSPEC};
 
@@ -116,10 +119,10 @@ impl Books {
     }
 
     /// Removes those filters of a list from all ports that have none of them in the books: a dead process may have set
-    /// them.
-    pub(crate) fn push_no_acls(&self, batch: &mut Batch) {
+    /// them. `with_rules`: the ports whose rules are carried out, where there is no tcx, by a filter that stays.
+    pub(crate) fn push_no_acls(&self, batch: &mut Batch, with_rules: &BTreeSet<Port>) {
         for (slot, ends) in &self.ends {
-            if ends.port {
+            if ends.port && !with_rules.contains(&datapath::port(slot.pf, slot.vport)) {
                 request::remove(batch, slot.port(), Place::Rules);
             }
             if ends.port && matches!(slot.vport, Vport::Vf(_)) {

@@ -261,7 +261,8 @@ impl Operation<'_> {
         }
         let mut batch = Batch::default();
         let brought_up = self.books().push_put_right(&mut batch, &inventory.taken);
-        self.books().push_no_acls(&mut batch);
+        let with_rules = self.ports_with_rules();
+        self.books().push_no_acls(&mut batch, &with_rules);
         self.run(batch);
         self.settle_carriers(&brought_up);
         shapers.into_iter().for_each(|(pf, found)| self.take_shaper_over(pf, found));

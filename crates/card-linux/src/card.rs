@@ -123,7 +123,7 @@ impl LinuxCard {
         }
         let plane_netns = inside.try_clone().map_err(system(open))?;
         let left = books.inventory.as_ref().map(|inventory| inventory.may_have_program());
-        let plane = Plane::new(plane_netns, left.as_deref());
+        let plane = Plane::new(plane_netns, left.as_deref()).map_err(system(open))?;
         let shared = Arc::new(Shared::new(home()?, inside, plane, books, sockets, wake));
         let watcher = Watcher::start(Arc::clone(&shared), domain, sources);
         let watcher = watcher.map_err(system("starting the card's watcher"))?;

@@ -18,12 +18,13 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, PipeWriter, Write};
 
 use eswitch::lock_order::CardState;
 use eswitch::{PfIndex, Vport};
+use flow::Port;
 use lockdep::{Condvar, LeafOnly, Locked, Mutex, MutexGuard, lock_classes};
 
 use crate::books::Books;
@@ -281,6 +282,11 @@ impl Operation<'_> {
     /// Notes whether the netdev of a function has a native XDP program.
     pub(crate) fn set_xdp(&mut self, slot: Slot, has_xdp: bool) {
         self.card.plane.set_xdp(&mut self.cx, slot, has_xdp);
+    }
+
+    /// The ports that have flow rules.
+    pub(crate) fn ports_with_rules(&mut self) -> BTreeSet<Port> {
+        self.card.plane.ports_with_rules(&mut self.cx)
     }
 
     /// Removes flow rules that were found and not asked for again.

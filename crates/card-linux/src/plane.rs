@@ -12,25 +12,28 @@ mod takeover;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io;
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::mem::discriminant;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use datapath_bpf::{
-    Change as BpfChange, DropReason, Lane, LoadError, Mode, Options, Pipeline, PortConfig, Refused, Role,
+    Change as BpfChange, DropReason, Lane, LoadError, Mode, Options, Pipeline, PortConfig, Refused, Role, Samples,
 };
 use eswitch::card::CardError;
-use eswitch::datapath::{self, Arrival, Change, Datapath, Dropped, pf_of, vport_of};
+use eswitch::datapath::{self, Arrival, Change, Datapath, Dropped, Sampler, pf_of, vport_of};
 use eswitch::lock_order::CardCall;
 use eswitch::{PfIndex, Vport};
-use flow::{Block, Capabilities, Counter, MeterId, Port, PortKind, Rule, RuleId};
-use lockdep::{Locked, Mutex, lock_classes};
+use flow::{Block, Capabilities, Counter, MeterId, Port, PortKind, Rule, RuleId, Sampled};
+use lockdep::{Locked, Mutex, Unlocked, lock_classes};
 
 use crate::layout::{Inside, Slot};
 use crate::refused::refused_io;
 use crate::request::acl;
 use crate::socket::{Socket, within};
+use crate::sys;
 
 use takeover::Found;
 
@@ -38,18 +41,29 @@ lock_classes! {
     /// What the program knows of ports and rules. Requests to the kernel's maps are made while it is held: they wait for
     /// nothing.
     leaf PlaneClass = "card data plane";
+    /// The samples that the program has taken, for the one thread that reads them.
+    leaf SamplesClass = "card samples";
 }
 
 /// The data plane, and the card's network namespace.
 pub(crate) struct Plane {
     inside: File,
     state: Mutex<PlaneClass, State>,
+    samples: Mutex<SamplesClass, Option<Samples>>,
+    /// A descriptor of the same samples, to wait at without their lock. It is set once they are open.
+    samples_fd: OnceLock<OwnedFd>,
+    /// Ends the wait for samples: when the program is loaded, and when somebody wakes the thread.
+    samples_wake: (PipeReader, PipeWriter),
+    /// Something is in that pipe that has not been read. So it never fills up, and a call never waits.
+    samples_woken: AtomicBool,
 }
 
 #[derive(Default)]
 struct State {
     /// The program, once there has been a rule.
     pipeline: Option<Pipeline>,
+    /// Whether somebody wants samples.
+    samples_wanted: bool,
     switches: BTreeMap<PfIndex, Switch>,
     ports: Ports,
     /// What a dead process has left, while the card is being taken over.
@@ -119,9 +133,21 @@ pub fn cannot_offload() -> Option<String> {
 
 impl Plane {
     /// `netdevs`: the numbers of those that may have the program of a dead process, if the card is taken over.
-    pub(crate) fn new(inside: File, netdevs: Option<&[u32]>) -> Self {
+    ///
+    /// # Errors
+    /// The process has no descriptors left.
+    pub(crate) fn new(inside: File, netdevs: Option<&[u32]>) -> io::Result<Self> {
         let (pipeline, found) = netdevs.map_or((None, None), |netdevs| takeover::find(&inside, netdevs));
-        Self { inside, state: Mutex::new(State { pipeline, found, ..State::default() }) }
+        // Who wanted samples of a dead process asks this one again.
+        pipeline.iter().for_each(|pipeline| pipeline.want_samples(false));
+        Ok(Self {
+            inside,
+            state: Mutex::new(State { pipeline, found, ..State::default() }),
+            samples: Mutex::new(None),
+            samples_fd: OnceLock::new(),
+            samples_wake: io::pipe()?,
+            samples_woken: AtomicBool::new(false),
+        })
     }
 
     /// Notes which functions have a link. Frames from and to the others are dropped.
@@ -271,7 +297,7 @@ impl State {
 
     /// Tells the program what there is to know of ports, if it is loaded and has them.
     fn tell(&mut self, ports: &[Port]) {
-        let Self { pipeline: Some(pipeline), switches, ports: known, found } = self else { return };
+        let Self { pipeline: Some(pipeline), switches, ports: known, found, .. } = self else { return };
         for port in ports.iter().filter(|port| !found.as_ref().is_some_and(|found| found.has(**port))) {
             let Some(switch) = switches.get(&pf_of(*port)).filter(|switch| switch.ports.contains(port)) else {
                 continue;
@@ -289,14 +315,16 @@ impl Plane {
         state: &'s mut State,
         pf: PfIndex,
     ) -> Result<(&'s mut Pipeline, &'s mut Switch, &'s mut Option<Found>), CardError> {
-        let State { pipeline, switches, ports, found } = state;
+        let State { pipeline, switches, ports, found, samples_wanted } = state;
         if pipeline.is_none() {
             let mut new = Pipeline::load(Options::default()).map_err(not_loaded)?;
             self.attach_lanes(&mut new, ports);
             for (port, active) in switches.values().flat_map(|s| s.ports.iter().map(|port| (*port, s.active))) {
                 set_port(&mut new, ports, port, active).map_err(|error| refused_here("adding a port", &error))?;
             }
+            new.want_samples(*samples_wanted);
             *pipeline = Some(new);
+            self.end_wait_for_samples();
         }
         let closed = || CardError::Unsupported("the E-Switch is not in switchdev mode".to_owned());
         match (pipeline, switches.get_mut(&pf)) {
@@ -607,6 +635,65 @@ impl Datapath for Plane {
 
     fn send(&self, _: &mut Locked<'_, CardCall>, _: Port, _: Duration, _: &[u8]) -> Result<Vec<Arrival>, CardError> {
         Err(CardError::Unsupported("this card sends what its functions' netdevs send; use those".to_owned()))
+    }
+
+    fn sampler(&self) -> Option<&dyn Sampler> {
+        Some(self)
+    }
+}
+
+/// How many samples are read at once.
+const SAMPLES_READ: usize = 64;
+
+impl Plane {
+    fn end_wait_for_samples(&self) {
+        if !self.samples_woken.swap(true, Ordering::SeqCst) {
+            // The reading end is open as long as this is.
+            let _ = (&self.samples_wake.1).write(&[0]);
+        }
+    }
+
+    /// Opens the samples if the program is loaded and they are not open.
+    fn open_samples<L>(&self, cx: &mut Locked<'_, L>) {
+        if self.samples_fd.get().is_some() {
+            return;
+        }
+        let opened = self.state.lock_leaf(cx).pipeline.as_ref().map(Pipeline::open_samples);
+        // Without memory for them there are none; it is tried again when the thread is woken.
+        let Some(Ok(samples)) = opened else { return };
+        let Ok(fd) = samples.as_fd().try_clone_to_owned() else { return };
+        *self.samples.lock_leaf(cx) = Some(samples);
+        let _ = self.samples_fd.set(fd);
+    }
+}
+
+impl Sampler for Plane {
+    fn want(&self, cx: &mut Locked<'_, CardCall>, wanted: bool) {
+        let mut state = self.state.lock_leaf(cx);
+        state.samples_wanted = wanted;
+        state.pipeline.iter().for_each(|pipeline| pipeline.want_samples(wanted));
+    }
+
+    fn wait(&self, cx: &mut Locked<'_, Unlocked>) {
+        cx.might_wait();
+        self.open_samples(cx);
+        let woken = self.samples_wake.0.as_fd();
+        // Twice the same where there are no samples yet.
+        let samples = self.samples_fd.get().map_or(woken, AsFd::as_fd);
+        // A signal is a reason to return like any other.
+        let Ok([is_woken, _]) = sys::wait_readable([woken, samples], None) else { return };
+        if is_woken {
+            let _ = (&self.samples_wake.0).read(&mut [0]);
+            self.samples_woken.store(false, Ordering::SeqCst);
+        }
+    }
+
+    fn wake(&self, _: &mut Locked<'_, CardCall>) {
+        self.end_wait_for_samples();
+    }
+
+    fn read(&self, cx: &mut Locked<'_, CardCall>) -> Vec<Sampled> {
+        self.samples.lock_leaf(cx).as_mut().map(|samples| samples.read(SAMPLES_READ)).unwrap_or_default()
     }
 }
 

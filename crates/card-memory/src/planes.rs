@@ -1,24 +1,51 @@
 //! The data plane of a card in memory: the reference pipeline, once for each E-Switch.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use eswitch::card::CardError;
-use eswitch::datapath::{self, Arrival, Change, Datapath, Dropped, pf_of};
+use eswitch::datapath::{self, Arrival, Change, Datapath, Dropped, Sampler, pf_of};
 use eswitch::lock_order::{CardCall, CardState};
 use eswitch::{PfIndex, Vport};
-use flow::{Capabilities, Counter, Fate, Port, PortKind, RuleId, State, Tables, Verdict};
-use lockdep::{Locked, Mutex, digest};
+use flow::{Capabilities, Counter, Fate, Port, PortKind, RuleId, Sampled, State, Tables, Verdict};
+use lockdep::{EventCount, Locked, Mutex, Unlocked, digest, lock_classes};
+
+lock_classes! {
+    /// The samples that wait for their reader.
+    leaf SamplesClass = "samples of a card in memory";
+    /// How often something has happened that the reader of samples waits for.
+    leaf SampleEvents = "sample events";
+}
+
+/// How many samples wait for a reader. Further ones are lost.
+const SAMPLES_KEPT: usize = 1024;
+
+/// How many samples are read at once.
+const SAMPLES_READ: usize = 64;
 
 /// The E-Switches in switchdev mode, each with its rules and what frames have changed.
 pub struct Planes {
     planes: Mutex<CardState, All>,
+    samples: Mutex<SamplesClass, Samples>,
+    sample_events: EventCount<SampleEvents>,
+}
+
+/// What rules have sampled.
+#[derive(Default)]
+struct Samples {
+    wanted: bool,
+    /// The reader is to return from its wait.
+    woken: bool,
+    taken: VecDeque<Sampled>,
 }
 
 impl Default for Planes {
     fn default() -> Self {
-        Self { planes: Mutex::new(All::default()).with_state_digest(digest) }
+        let planes = Mutex::new(All::default()).with_state_digest(digest);
+        // They decide nothing: only a program that serves the card reads samples.
+        let (samples, sample_events) = lockdep::unexplored(|| (Mutex::new(Samples::default()), EventCount::new()));
+        Self { planes, samples, sample_events }
     }
 }
 
@@ -85,7 +112,24 @@ impl Planes {
         if let Fate::Dropped(reason) = verdict.fate {
             *planes.drops.entry((port, reason.word())).or_default() += 1;
         }
+        drop(planes);
+        self.keep_samples(cx, &verdict.samples);
         Forwarded::Switched(Box::new(verdict))
+    }
+
+    /// Keeps samples for their reader, if there is one.
+    fn keep_samples<L>(&self, cx: &mut Locked<'_, L>, new: &[Sampled]) {
+        if new.is_empty() {
+            return;
+        }
+        let mut samples = self.samples.lock_leaf(cx);
+        if !samples.wanted {
+            return;
+        }
+        let room = SAMPLES_KEPT.saturating_sub(samples.taken.len());
+        samples.taken.extend(new.iter().take(room).cloned());
+        drop(samples);
+        self.sample_events.advance(cx);
     }
 
     /// Lets frames pass the tables of an E-Switch, as they do from the start, or drops every frame instead.
@@ -217,6 +261,10 @@ impl Datapath for Planes {
         }
     }
 
+    fn sampler(&self) -> Option<&dyn Sampler> {
+        Some(self)
+    }
+
     fn installed(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) -> Option<Vec<RuleId>> {
         let planes = self.planes.lock_leaf(cx);
         let installed =
@@ -227,5 +275,38 @@ impl Datapath for Planes {
     /// Nothing is left of a process, and nothing has happened to its rules since: all can be restored.
     fn left(&self, _: &mut Locked<'_, CardCall>) -> Option<BTreeSet<RuleId>> {
         None
+    }
+}
+
+impl Sampler for Planes {
+    fn want(&self, cx: &mut Locked<'_, CardCall>, wanted: bool) {
+        let mut samples = self.samples.lock_leaf(cx);
+        samples.wanted = wanted;
+        if !wanted {
+            samples.taken.clear();
+        }
+    }
+
+    fn wait(&self, cx: &mut Locked<'_, Unlocked>) {
+        loop {
+            let seen = self.sample_events.seen(cx);
+            let mut samples = self.samples.lock_leaf(cx);
+            if std::mem::take(&mut samples.woken) || !samples.taken.is_empty() {
+                return;
+            }
+            drop(samples);
+            self.sample_events.wait_past(cx, seen);
+        }
+    }
+
+    fn wake(&self, cx: &mut Locked<'_, CardCall>) {
+        self.samples.lock_leaf(cx).woken = true;
+        self.sample_events.advance(cx);
+    }
+
+    fn read(&self, cx: &mut Locked<'_, CardCall>) -> Vec<Sampled> {
+        let mut samples = self.samples.lock_leaf(cx);
+        let count = samples.taken.len().min(SAMPLES_READ);
+        samples.taken.drain(..count).collect()
     }
 }

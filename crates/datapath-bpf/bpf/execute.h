@@ -504,9 +504,12 @@ static __always_inline int load_some(struct __sk_buff *skb, __u32 offset, __u8 *
 
 static __noinline int take_sample(struct __sk_buff *skb, struct scratch *s, const struct action *action)
 {
+	struct control *control = controls();
 	struct sample *sample = &s->sample;
 	__u32 length = skb->len, kept, limit, room = MAX_SAMPLED, tag = 0;
 
+	if (!control || !*(volatile __u64 *)&control->sampling)
+		return 0;
 	if (next_random() % (action->arg ? action->arg : 1))
 		return 0;
 	copy(&limit, action->value, 4);

@@ -385,6 +385,7 @@ struct control {
 	__u32 outputs;
 	__u32 samples;
 	__u64 build;		/* of the program, by which one that is found again is known */
+	__u64 sampling;		/* whether somebody wants samples */
 };
 
 /* A frame that a test would have sent. */

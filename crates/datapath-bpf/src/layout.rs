@@ -95,7 +95,7 @@ pub(crate) const MARK_CLEAR: u32 = 0xe5e5_0003;
 /// The wires of a port.
 pub(crate) const MAX_WIRES: usize = 4;
 pub(crate) const PORT: usize = 56;
-pub(crate) const CONTROL: usize = 48;
+pub(crate) const CONTROL: usize = 56;
 pub(crate) const OUTPUT: usize = OUTPUT_FRAME + 4096;
 /// Where the frame begins in an output.
 pub(crate) const OUTPUT_FRAME: usize = 24;

@@ -32,5 +32,6 @@ pub use compile::Refused;
 pub use layout::MARK_SHAPED;
 pub use maps::LoadError;
 pub use pipeline::{Change, Counter, DropReason, Drops, Lane, Leftover, Mode, Options, Pipeline, PortConfig, Role};
+pub use samples::Samples;
 pub use track::Connection;
 pub use trial::{Trial, TrialFate, TrialOutput};

@@ -10,7 +10,6 @@ use thiserror::Error;
 
 use crate::Options;
 use crate::layout;
-use crate::samples::Ring;
 use crate::sys::{self, Map, Words};
 
 /// The compiled program (`cargo xtask bpf --write`), aligned as the parser of the file needs it.
@@ -32,6 +31,8 @@ fn build() -> u64 {
 
 /// The word of `struct control` with [`build`].
 pub(crate) const BUILD: usize = 5;
+/// The word that says whether samples are taken.
+pub(crate) const SAMPLING: usize = 6;
 
 /// The words of `struct connection_table`.
 pub(crate) const CONNECTION_COUNT: usize = 0;
@@ -137,7 +138,6 @@ pub(crate) struct Loaded {
     pub(crate) connection_table: Words,
     /// How many counters each CPU has.
     pub(crate) max_rules: usize,
-    pub(crate) samples: Ring,
 }
 
 impl Loaded {
@@ -179,9 +179,8 @@ impl Loaded {
         let control = maps.control.in_memory(true)?;
         let counters = maps.counters.in_memory(true)?;
         let connection_table = maps.connection_table.in_memory(true)?;
-        let samples = Ring::new(&maps.samples)?;
         let max_rules = maps.counters.max_entries as usize / sys::cpus()?;
-        Ok(Loaded { maps, program, control, counters, connection_table, max_rules, samples })
+        Ok(Loaded { maps, program, control, counters, connection_table, max_rules })
     }
 
     /// Finds the maps of a program that is attached.

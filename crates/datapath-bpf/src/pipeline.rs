@@ -5,12 +5,13 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use flow::{Block, Meter, MeterId, Port, Rule, RuleId, Sampled};
+use flow::{Block, Meter, MeterId, Port, Rule, RuleId};
 
 use crate::commit::Commits;
 use crate::compile::{Refused, block_number};
 use crate::layout::{self, Bytes, View};
 use crate::maps::{self, CONNECTION_COUNT, CONNECTION_LIMIT, LoadError, Loaded};
+use crate::samples::Samples;
 use crate::sys;
 use crate::track::{self, Connection};
 
@@ -500,16 +501,17 @@ impl Pipeline {
         Ok(removed as usize)
     }
 
-    /// The samples that rules have taken since the last call, in their order. A frame is cut after 9,216 bytes.
-    ///
-    /// If nobody reads them and the buffer is full, further samples are lost.
-    pub fn samples(&mut self) -> Vec<Sampled> {
-        self.loaded.samples.read()
+    /// Has rules take samples from now on, or none any more, as at first: then they cost frames nothing.
+    pub fn want_samples(&self, wanted: bool) {
+        self.loaded.control.set(maps::SAMPLING, wanted.into());
     }
 
-    /// A descriptor that can be read when there are samples, for poll(2).
-    pub fn samples_fd(&self) -> BorrowedFd<'_> {
-        self.loaded.maps.samples.as_fd()
+    /// Opens the samples that rules take, for one reader at a time.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn open_samples(&self) -> io::Result<Samples> {
+        Samples::open(&self.loaded.maps)
     }
 
     /// How long a loop of single updates of the map of rules takes, for as many keys: what installing is compared with.

@@ -16,6 +16,7 @@ use crate::kept::Kept;
 use crate::last_view::LastView;
 use crate::rdma_core::{RdmaChange, RdmaCore};
 use crate::refusal::Refusal;
+use crate::sampling::Sampling;
 use crate::settings::Settings;
 use crate::shared::SharedView;
 use crate::tc_filters::TcFilters;
@@ -41,6 +42,8 @@ pub struct Served {
     pub settings: Settings,
     /// The filters of the card's netdevs.
     pub tc: TcFilters,
+    /// What is known of samples.
+    pub sampling: Sampling,
 }
 
 impl Served {
@@ -56,6 +59,7 @@ impl Served {
             shared: SharedView::default(),
             settings: Settings::default(),
             tc: TcFilters::default(),
+            sampling: Sampling::default(),
         }
     }
 

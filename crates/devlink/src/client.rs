@@ -22,6 +22,7 @@ use crate::eswitch_family;
 use crate::family::{ESWITCH, VERSION};
 use crate::rdma_core::RdmaChange;
 use crate::refusal::Refusal;
+use crate::sampling::SampleGroup;
 use crate::shared::ViewReader;
 
 /// The largest datagram from the server, in bytes. A message that holds a long list is one datagram.
@@ -316,6 +317,15 @@ impl Client {
         let answers = self.dump(ESWITCH, eswitch_family::TC, |to| {
             to.put(eswitch_family::TC_REQUEST, &json);
         })?;
+        serde_json::from_slice(&join_pieces(&answers)).map_err(|error| ClientError::Broken(io::Error::other(error)))
+    }
+
+    /// The psample groups that filters of the card's netdevs use, in the order in which they began.
+    ///
+    /// # Errors
+    /// The card is of an older version, the connection has ended, or the answer cannot be decoded.
+    pub fn sample_groups(&mut self) -> Result<Vec<SampleGroup>, ClientError> {
+        let answers = self.dump(ESWITCH, eswitch_family::SAMPLE_GROUPS, |_| {})?;
         serde_json::from_slice(&join_pieces(&answers)).map_err(|error| ClientError::Broken(io::Error::other(error)))
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use lockdep::{Locked, Mutex, Unlocked, lock_classes};
 use rustix::net::{self, Shutdown};
@@ -63,10 +63,15 @@ impl Clients {
         }
     }
 
-    /// The clients that have joined the multicast group.
+    /// The clients that have joined devlink's multicast group.
     pub fn joined(&self, cx: &mut Locked<'_, Unlocked>) -> Vec<Arc<ServedClient>> {
+        self.joined_by(cx, |peer| &peer.joined)
+    }
+
+    /// The clients that have joined a multicast group, by the mark that says so.
+    pub fn joined_by(&self, cx: &mut Locked<'_, Unlocked>, mark: fn(&Peer) -> &AtomicBool) -> Vec<Arc<ServedClient>> {
         let clients = self.0.lock_leaf(cx);
-        clients.values().filter(|client| client.peer.joined.load(Ordering::Relaxed)).cloned().collect()
+        clients.values().filter(|client| mark(&client.peer).load(Ordering::Relaxed)).cloned().collect()
     }
 }
 

@@ -13,7 +13,7 @@ use netlink::Errno;
 
 use crate::card::{Cx, Host, Served};
 use crate::carried_out;
-use crate::family::{CONFIG_GROUP, ESWITCH, Family};
+use crate::family::{CONFIG_GROUP, ESWITCH, Family, SAMPLE_GROUPS_GROUP, SAMPLES_GROUP};
 use crate::numbers::control;
 use crate::peer::Peer;
 use crate::rdma_core::RdmaChange;
@@ -51,6 +51,15 @@ pub const TC: u8 = 9;
 pub const RULES: u8 = 10;
 /// Dumps how many frames the card has dropped, by port and reason, in lines of text for people, in pieces.
 pub const DROPS: u8 = 11;
+/// Dumps the psample groups that filters use, [`crate::SampleGroup`]s as JSON, in pieces.
+pub const SAMPLE_GROUPS: u8 = 12;
+/// A sample that a flow rule has taken: a notification to the group [`SAMPLES_GROUP`]. [`crate::Sample::parse`] reads it.
+pub const SAMPLE: u8 = 13;
+/// A psample group has begun: a notification to the group [`SAMPLE_GROUPS_GROUP`]. It has [`sample::GROUP`] and
+/// [`sample::SEQUENCE`].
+pub const NEW_SAMPLE_GROUP: u8 = 14;
+/// A psample group has ended: the same.
+pub const DEL_SAMPLE_GROUP: u8 = 15;
 /// Dumps the status of the card and of the program that runs it, as JSON, in pieces.
 pub const STATUS: u8 = 16;
 /// Asks the program that runs the card to end. The request has [`WORDS`].
@@ -59,7 +68,7 @@ pub const END: u8 = 17;
 pub const WORDS: u16 = 1;
 /// A piece of JSON, or of text.
 pub const PIECE: u16 = 3;
-/// The number of a multicast group: [`CONFIG_GROUP`].
+/// The number of a multicast group: [`CONFIG_GROUP`], [`SAMPLES_GROUP`] or [`SAMPLE_GROUPS_GROUP`].
 pub const GROUP: u16 = 4;
 /// A command, [encoded](Command::encode).
 pub const COMMAND: u16 = 5;
@@ -87,6 +96,24 @@ pub const INSIDE: u32 = 0;
 /// needs a right to find out which namespace it is (SO_NETNS_COOKIE).
 pub const HOME: u32 = 1;
 
+/// The attributes of samples and their groups.
+pub mod sample {
+    /// The number of the port in flow rules at which the frame came in.
+    pub const PORT: u16 = 14;
+    /// The psample group.
+    pub const GROUP: u16 = 15;
+    /// The number of the sample in its group.
+    pub const SEQUENCE: u16 = 16;
+    /// One frame of so many is sampled.
+    pub const RATE: u16 = 17;
+    /// The bytes of the whole frame.
+    pub const LENGTH: u16 = 18;
+    /// When the sample was read, in nanoseconds since 1970.
+    pub const TIMESTAMP: u16 = 19;
+    /// The frame, cut as the rule says.
+    pub const FRAME: u16 = 20;
+}
+
 /// A piece of JSON has at most this many bytes.
 const PIECE_MAX: usize = 12 * 1024;
 
@@ -96,7 +123,7 @@ pub(crate) fn family() -> Family {
         name: NAME,
         number: ESWITCH,
         version: 1,
-        max_attribute: TC_REQUEST.into(),
+        max_attribute: sample::FRAME.into(),
         operations: vec![
             (PERFORM, control::ADMIN | control::CAN_DO),
             (VIEW, control::CAN_DUMP),
@@ -109,6 +136,7 @@ pub(crate) fn family() -> Family {
             (TC, control::CAN_DUMP),
             (RULES, control::CAN_DUMP),
             (DROPS, control::CAN_DUMP),
+            (SAMPLE_GROUPS, control::CAN_DUMP),
             (STATUS, control::CAN_DUMP),
             (END, control::ADMIN | control::CAN_DO),
         ],
@@ -133,6 +161,7 @@ pub(crate) enum Request<'a> {
     Tc(Box<::tc::Request>),
     Rules,
     Drops,
+    SampleGroups,
     Status,
     /// How to end.
     End(&'a str),
@@ -187,6 +216,7 @@ impl<'a> Request<'a> {
             }
             RULES => Ok(Self::Rules),
             DROPS => Ok(Self::Drops),
+            SAMPLE_GROUPS => Ok(Self::SampleGroups),
             STATUS => Ok(Self::Status),
             END => Ok(Self::End(attributes.text(WORDS)?.ok_or(Refusal::missing(WORDS))?)),
             _ => Err(Refusal::bare(Errno::OPNOTSUPP)),
@@ -214,6 +244,11 @@ impl<'a> Request<'a> {
             }
             Self::Join(CONFIG_GROUP) => {
                 peer.joined.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+            Self::Join(SAMPLES_GROUP) => served.sampling.join(cx, served.card.engine(), peer),
+            Self::Join(SAMPLE_GROUPS_GROUP) => {
+                peer.joined_sample_groups.store(true, Ordering::Relaxed);
                 Ok(())
             }
             Self::Join(_) => Err(Refusal::bare(Errno::NOENT)),
@@ -260,6 +295,10 @@ impl<'a> Request<'a> {
                 add_pieces(DROPS, lines.join("\n").as_bytes(), reply);
                 Ok(())
             }
+            Self::SampleGroups => {
+                add_pieces(SAMPLE_GROUPS, &json(&served.sampling.groups(cx, served))?, reply);
+                Ok(())
+            }
             Self::Status => {
                 add_pieces(STATUS, host(served)?.status(cx).as_bytes(), reply);
                 Ok(())
@@ -282,6 +321,7 @@ impl<'a> Request<'a> {
             | Self::Tc(_)
             | Self::Rules
             | Self::Drops
+            | Self::SampleGroups
             | Self::Status
             | Self::End(_) => Touched::Nothing,
         }

@@ -11,6 +11,10 @@ pub const DEVLINK: u16 = 21;
 pub const ESWITCH: u16 = 22;
 /// The number of devlink's multicast group `config` on a control socket.
 pub const CONFIG_GROUP: u32 = 5;
+/// The number of the multicast group on a control socket on which the card's samples are published.
+pub const SAMPLES_GROUP: u32 = 6;
+/// The number of the multicast group on a control socket on which it is published that psample groups begin and end.
+pub const SAMPLE_GROUPS_GROUP: u32 = 7;
 /// The version of the devlink family.
 pub const VERSION: u8 = 1;
 

@@ -23,6 +23,7 @@ use crate::command::{
 use crate::family::{DEVLINK, VERSION};
 use crate::instance::Instance;
 use crate::numbers::{attribute as a, command as c, own};
+use crate::tc_filters::At;
 use crate::view::DeviceName;
 
 /// Starts a thread that sends notifications, and updates the shared view, until the result is dropped.
@@ -68,6 +69,10 @@ impl Notifier {
     fn handle(&mut self, cx: &mut Locked<'_, Unlocked>, events: Vec<Event>) -> Option<Duration> {
         let is_current = self.served.publish(cx, Touched::Nothing);
         events.iter().for_each(|event| self.forget_settings(cx, event));
+        if events.iter().any(|event| matches!(event, Event::PortDel(_) | Event::Unloaded(..) | Event::Mode(..))) {
+            let at = At { engine: self.served.card.engine(), host: self.served.host.as_deref() };
+            self.served.tc.end_groups_of_gone(cx, at);
+        }
         self.pending.extend(events);
         self.notify_listeners(cx);
         (!is_current || !self.pending.is_empty()).then_some(RETRY_AFTER)

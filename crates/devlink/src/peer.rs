@@ -9,4 +9,8 @@ pub struct Peer {
     pub may_change: bool,
     /// Whether it has joined the multicast group that devlink notifies.
     pub joined: AtomicBool,
+    /// Whether it has joined the one of samples.
+    pub joined_samples: AtomicBool,
+    /// Whether it has joined the one of psample groups that begin and end.
+    pub joined_sample_groups: AtomicBool,
 }

@@ -30,6 +30,7 @@ use crate::homecoming::Homecoming;
 use crate::notify;
 use crate::peer::Peer;
 use crate::reply::Sink;
+use crate::sampling::Publisher;
 use crate::sys;
 
 /// The largest request, in bytes.
@@ -78,6 +79,7 @@ impl Server {
         served.publish(cx, Touched::Everything);
         let notifier = notify::start(cx, &served, &clients)?;
         let homecoming = Homecoming::start(&served)?;
+        let publisher = Publisher::start(&served, &clients)?;
         let shared = Arc::new(Shared {
             served,
             listener,
@@ -89,7 +91,12 @@ impl Server {
         let accepting = {
             let shared = Arc::clone(&shared);
             let domain = Arc::clone(&shared.served.domain);
-            let accept = move || lockdep::enter(&domain, "control socket", |cx| shared.accept(cx));
+            let accept = move || {
+                lockdep::enter(&domain, "control socket", |cx| {
+                    shared.accept(cx);
+                    publisher.into_iter().for_each(|publisher| publisher.stop(cx, &shared.served));
+                });
+            };
             thread::Builder::new().name("control".to_owned()).spawn(accept)?
         };
         Ok(Self { shared, accepting: Some(accepting), _notifier: notifier, _homecoming: homecoming })
@@ -140,12 +147,13 @@ impl Shared {
             return None;
         }
         let domain = Arc::clone(&self.served.domain);
-        let (served, clients) = (Arc::clone(&self.served), Arc::clone(&self.clients));
+        let (served_to, clients) = (Arc::clone(&self.served), Arc::clone(&self.clients));
         let serve = move || {
             lockdep::enter(&domain, "client", |cx| {
-                let served = catch_unwind(AssertUnwindSafe(|| serve(&served, cx, &client, &clients)));
+                let served = catch_unwind(AssertUnwindSafe(|| serve(&served_to, cx, &client, &clients)));
                 // Also after a panic: a place that is not given back is lost for good.
                 clients.remove(cx, number);
+                served_to.sampling.leave(cx, served_to.card.engine(), &client.peer);
                 served.unwrap_or_else(|panic| resume_unwind(panic));
             });
         };

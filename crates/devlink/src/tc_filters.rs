@@ -13,7 +13,8 @@ use flow::{Action, Block, Counter, MeterId, Port, Rule, RuleId};
 use lockdep::{Locked, Mutex, Unlocked, lock_classes};
 use netlink::Errno;
 use tc::{
-    Answer, Entry, Netdev, Outcome, Place, Refusal, Removed, Request, Reserved, Shown, Spec, Stored, Tables, Verb,
+    Answer, Entry, GroupEvent, Netdev, Outcome, Place, Refusal, Removed, Request, Reserved, SampleGroup, Shown, Spec,
+    Stored, Tables, Verb,
 };
 
 use crate::card::Host;
@@ -49,17 +50,65 @@ impl TcFilters {
         let ports: BTreeSet<Port> = filters.iter().map(|filter| filter.place.netdev.port).collect();
         let numbers: BTreeMap<Port, u64> =
             ports.into_iter().filter_map(|port| Some((port, engine.flow_port(cx, port)?))).collect();
-        self.0.lock_leaf(cx).restore(filters, |port| numbers.get(&port).copied(), now_ms(engine));
+        let mut tables = self.0.lock_leaf(cx);
+        tables.restore(filters, |port| numbers.get(&port).copied(), now_ms(engine));
+        // Their groups began in an earlier process, which has said so.
+        tables.take_group_events();
     }
 
     /// Changes the tables. Whoever stores the filters is told of it in the order of the changes.
-    fn change<R>(&self, cx: Cx<'_, '_>, host: Option<&dyn Host>, change: impl FnOnce(&mut Tables) -> R) -> R {
+    fn change<R>(&self, cx: Cx<'_, '_>, at: At<'_>, change: impl FnOnce(&mut Tables) -> R) -> R {
         let mut tables = self.0.lock_leaf(cx);
-        let Some(host) = host else { return change(&mut tables) };
-        tables.record();
+        if at.host.is_some() {
+            tables.record();
+        }
         let changed = change(&mut tables);
-        tables.take_records().into_iter().for_each(|record| host.filter_changed(record));
+        if let Some(host) = at.host {
+            tables.take_records().into_iter().for_each(|record| host.filter_changed(record));
+        }
+        if tables.has_group_events() {
+            match at.engine.sampler() {
+                Some(sampler) => {
+                    drop(tables);
+                    sampler.wake(&mut cx.narrow());
+                }
+                // Nobody takes them.
+                None => drop(tables.take_group_events()),
+            }
+        }
         changed
+    }
+
+    /// Forgets the filters of netdevs that are gone, if filters use psample groups: these have ended. Other filters are forgotten
+    /// when the next netdev of their port is met.
+    pub(crate) fn end_groups_of_gone(&self, cx: Cx<'_, '_>, at: At<'_>) {
+        let mut ports = {
+            let tables = self.0.lock_leaf(cx);
+            if tables.sample_groups().is_empty() {
+                return;
+            }
+            tables.ports()
+        };
+        // A netdev with a number does not come back, so those that have gone by now are gone for good.
+        ports.retain(|port, number| at.engine.flow_port(cx, *port) != Some(*number));
+        if ports.is_empty() {
+            return;
+        }
+        self.change(cx, at, |tables| tables.forget_gone(&ports));
+        if let Some(host) = at.host {
+            host.filters_answered(cx);
+        }
+    }
+
+    /// The psample groups that the filters use, in the order in which they began.
+    pub(crate) fn sample_groups(&self, cx: Cx<'_, '_>) -> Vec<SampleGroup> {
+        self.0.lock_leaf(cx).sample_groups()
+    }
+
+    /// Which psample groups have begun and ended since the last call, in order. The thread that reads the card's samples is
+    /// woken when there are some.
+    pub(crate) fn take_group_events(&self, cx: Cx<'_, '_>) -> Vec<GroupEvent> {
+        self.0.lock_leaf(cx).take_group_events()
     }
 
     /// Carries a request out. The number of its netdev is not looked at: the card knows which one the port has.
@@ -73,19 +122,19 @@ impl TcFilters {
     }
 
     fn carry_out(&self, cx: Cx<'_, '_>, at: At<'_>, request: Request) -> Answer {
-        let At { engine, host } = at;
+        let engine = at.engine;
         let of = request.place.netdev.port;
         // In legacy mode there is no representor, and the uplink's filters are not the card's.
         let number = engine.flow_port(cx, of).unwrap_or(0);
         let netdev = Netdev { number, ..request.place.netdev };
         let place = Place { netdev, ..request.place };
-        self.change(cx, host, |tables| tables.meet(netdev));
+        self.change(cx, at, |tables| tables.meet(netdev));
         let done = match request.verb {
             Verb::Add { spec, create, exclusive, software } => {
                 self.add(cx, at, place, spec, (create, exclusive), software)
             }
             Verb::Delete { kind } => {
-                let gone = self.change(cx, host, |tables| tables.remove(&place, kind.as_deref()));
+                let gone = self.change(cx, at, |tables| tables.remove(&place, kind.as_deref()));
                 gone.map(|(entries, removed)| Answer::Gone(self.gone(cx, engine, entries, removed)))
             }
             Verb::Get { kind } => {
@@ -97,7 +146,7 @@ impl TcFilters {
                 Ok(Answer::Filters(counted(cx, engine, entries)))
             }
             Verb::Forget => {
-                let removed = self.change(cx, host, |tables| tables.forget(netdev, place.side));
+                let removed = self.change(cx, at, |tables| tables.forget(netdev, place.side));
                 Ok(Answer::Gone(self.gone(cx, engine, Vec::new(), removed)))
             }
         };
@@ -107,22 +156,23 @@ impl TcFilters {
     fn add(
         &self,
         cx: Cx<'_, '_>,
-        At { engine, host }: At<'_>,
+        at: At<'_>,
         place: Place,
         spec: Spec,
         flags: (bool, bool),
         software: bool,
     ) -> Result<Answer, Refusal> {
+        let engine = at.engine;
         let of = place.netdev.port;
         let uplink = port(pf_of(of), Vport::Uplink);
         let now = now_ms(engine);
-        let reserved = self.change(cx, host, |tables| tables.reserve(place, spec, flags, uplink, now))?;
+        let reserved = self.change(cx, at, |tables| tables.reserve(place, spec, flags, uplink, now))?;
         let (outcome, refusal) = match offload(cx, engine, of, &reserved) {
             Ok(outcome) => (outcome, None),
             Err(_) if software => (Outcome::NotInHw, None),
             Err(refusal) => (Outcome::Refused, Some(refusal)),
         };
-        let (entry, removed) = self.change(cx, host, |tables| tables.settle(reserved, outcome, now));
+        let (entry, removed) = self.change(cx, at, |tables| tables.settle(reserved, outcome, now));
         self.gone(cx, engine, Vec::new(), removed.into_iter().collect());
         match (refusal, entry) {
             (Some(refusal), _) => Err(refusal),

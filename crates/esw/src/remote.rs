@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use control::Command;
 use devlink::{
-    CONFIG_GROUP, Client, ClientError, ESWITCH, RdmaChange, Refusal as Refused, ViewReader, eswitch_family, view,
+    Client, ClientError, ESWITCH, RdmaChange, Refusal as Refused, SampleGroup, ViewReader, eswitch_family, view,
 };
 use eswitch::PciAddress;
 use eswitch::card::Counters;
@@ -187,11 +187,18 @@ impl Card for Remote {
         devlink::connect(&self.path)
     }
 
-    fn listen(&self) -> io::Result<OwnedFd> {
-        let first = join(&self.path).map_err(io::Error::other)?;
+    fn sample_groups(&self) -> Result<Vec<SampleGroup>, Refusal> {
+        self.request(Client::sample_groups).map_err(refused)
+    }
+
+    fn listen(&self, group: u32) -> io::Result<OwnedFd> {
+        let first = join(&self.path, group).map_err(|error| match error {
+            ClientError::Refused(refusal) => refusal.errno.into(),
+            error => io::Error::other(error),
+        })?;
         let (theirs, ours) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         let path = self.path.clone();
-        thread::Builder::new().name("lab-monitor".to_owned()).spawn(move || pass_on(&path, first, &ours))?;
+        thread::Builder::new().name("lab-monitor".to_owned()).spawn(move || pass_on(&path, group, first, &ours))?;
         Ok(theirs)
     }
 }
@@ -204,17 +211,17 @@ fn refused(error: ClientError) -> Refusal {
     }
 }
 
-/// A connection that receives the notifications of devlink's multicast group.
-fn join(path: &Path) -> Result<OwnedFd, ClientError> {
+/// A connection that receives the notifications to a multicast group of the control socket.
+fn join(path: &Path, group: u32) -> Result<OwnedFd, ClientError> {
     let mut client = Client::connect(path)?;
     client.ask(ESWITCH, eswitch_family::JOIN, |to| {
-        to.u32(eswitch_family::GROUP, CONFIG_GROUP);
+        to.u32(eswitch_family::GROUP, group);
     })?;
     Ok(client.into_socket())
 }
 
 /// Passes on the notifications of a daemon, and of the daemons after it, until the other end of `to` is closed.
-fn pass_on(path: &Path, first: OwnedFd, to: &OwnedFd) {
+fn pass_on(path: &Path, group: u32, first: OwnedFd, to: &OwnedFd) {
     let (mut from, mut pause) = (Some(first), FIRST_PAUSE);
     let mut buffer = vec![0; ROOM];
     loop {
@@ -229,7 +236,7 @@ fn pass_on(path: &Path, first: OwnedFd, to: &OwnedFd) {
             Ok(_) => {}
         }
         let Some(card) = &from else {
-            from = join(path).ok();
+            from = join(path, group).ok();
             pause = LONGEST_PAUSE.min(2 * pause);
             continue;
         };

@@ -10,8 +10,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use flow::{Capabilities, Counter, Meter, MeterId, Port, PortKind, Rule, RuleId, State};
-use lockdep::Locked;
+use flow::{Capabilities, Counter, Meter, MeterId, Port, PortKind, Rule, RuleId, Sampled, State};
+use lockdep::{Locked, Unlocked};
 
 use crate::card::CardError;
 use crate::ids::{PfIndex, PortIndex, Vport};
@@ -148,4 +148,26 @@ pub trait Datapath: Send + Sync {
         now: Duration,
         frame: &[u8],
     ) -> Result<Vec<Arrival>, CardError>;
+
+    /// The samples that rules take. `None`: this data plane takes none.
+    fn sampler(&self) -> Option<&dyn Sampler>;
+}
+
+/// The samples that the rules of a card take ([`flow::Action::Sample`]), for one reader at a time.
+///
+/// They are on a way of their own: no rule and no frame waits for the reader. If it is slow, samples are lost.
+pub trait Sampler: Send + Sync {
+    /// Has rules take samples from now on, or none any more, as at first: then they cost frames nothing.
+    fn want(&self, cx: &mut Locked<'_, CardCall>, wanted: bool);
+
+    /// Waits until there are samples, or until it is [woken](Self::wake). It may also return for no reason.
+    ///
+    /// The token says that the thread holds no lock meanwhile.
+    fn wait(&self, cx: &mut Locked<'_, Unlocked>);
+
+    /// Ends the [wait](Self::wait), or the next one if nobody waits.
+    fn wake(&self, cx: &mut Locked<'_, CardCall>);
+
+    /// Some of the samples that were taken since the last call, in their order: 64 at most. None: there are no more.
+    fn read(&self, cx: &mut Locked<'_, CardCall>) -> Vec<Sampled>;
 }

@@ -27,7 +27,7 @@ use lockdep::{LockBefore, Locked, Mutex, Shadow, digest};
 use serde::{Deserialize, Serialize};
 
 use crate::card::{Card, CardError, Resource};
-use crate::datapath::{Arrival, Change, Datapath, Dropped, pf_of, port, port_kind};
+use crate::datapath::{Arrival, Change, Datapath, Dropped, Sampler, pf_of, port, port_kind};
 use crate::engine::Engine;
 use crate::error::{Errno, Error};
 use crate::ids::{MacAddr, PciAddress, PfIndex, PfSet, RepType, Vport};
@@ -871,6 +871,11 @@ impl Engine {
     {
         let datapath = self.shared.card.datapath().ok_or(FlowError::NoOffload)?;
         datapath.send(&mut cx.narrow(), port, now, frame).map_err(FlowError::Datapath)
+    }
+
+    /// The samples that flow rules take. `None`: the card takes none.
+    pub fn sampler(&self) -> Option<&dyn Sampler> {
+        self.shared.card.datapath()?.sampler()
     }
 
     /// Tells the next hop from a PF to the end of a tunnel, or that it is not known. Rules that encapsulate to there

@@ -164,7 +164,7 @@ impl Card for Described {
         Ok(theirs)
     }
 
-    fn listen(&self) -> io::Result<OwnedFd> {
+    fn listen(&self, _: u32) -> io::Result<OwnedFd> {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         self.listeners.lock().map_err(|_| io::ErrorKind::Other)?.push(ours);
         Ok(theirs)

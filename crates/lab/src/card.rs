@@ -6,7 +6,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use control::Command;
-use devlink::{RdmaChange, view};
+use devlink::{RdmaChange, SampleGroup, view};
 use eswitch::PciAddress;
 use eswitch::card::Counters;
 use netlink::Errno;
@@ -79,14 +79,23 @@ pub trait Card: Send + Sync {
     /// The card is gone, or accepts no more connections.
     fn connect(&self) -> io::Result<OwnedFd>;
 
-    /// Opens a connection that carries only the notifications of devlink's multicast group, from now on, in the form of
-    /// [`connect`](Self::connect)'s messages. Programs join the group by an option of their socket, for which netlink
-    /// has no message; hence a connection of its own.
+    /// The psample groups that the filters of the card's netdevs use, in the order in which they began.
     ///
     /// # Errors
-    /// The card is gone, accepts no more connections, or publishes no notifications. Then a program cannot join the
-    /// group.
-    fn listen(&self) -> io::Result<OwnedFd> {
+    /// The card is gone, or refuses.
+    fn sample_groups(&self) -> Result<Vec<SampleGroup>, Refusal> {
+        Ok(Vec::new())
+    }
+
+    /// Opens a connection that carries only the notifications to a multicast group, from now on, in the form of
+    /// [`connect`](Self::connect)'s messages. Programs join a group by an option of their socket, for which netlink
+    /// has no message; hence a connection of its own. `group`: a number of the control socket, such as
+    /// [`devlink::CONFIG_GROUP`].
+    ///
+    /// # Errors
+    /// The card is gone, accepts no more connections, or has no such group. Then a program cannot join it.
+    fn listen(&self, group: u32) -> io::Result<OwnedFd> {
+        let _ = group;
         Err(io::ErrorKind::Unsupported.into())
     }
 }

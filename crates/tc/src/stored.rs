@@ -94,7 +94,12 @@ impl Tables {
             place.netdev.number = number;
             for action in &spec.actions {
                 let key = (action.kind, action.index);
-                self.actions.entry(key).or_insert_with(|| Kept { action: action.clone(), bound: 0 }).bound += 1;
+                let groups = &mut self.groups;
+                let new = || {
+                    groups.made(action);
+                    Kept { action: action.clone(), bound: 0 }
+                };
+                self.actions.entry(key).or_insert_with(new).bound += 1;
             }
             self.made += 1;
             let number = self.made;

@@ -14,6 +14,7 @@ use crate::numbers::cls_flags;
 use crate::offload::Offload;
 use crate::refusal::Refusal;
 use crate::request::{Classifier, Netdev, Place, Side, Spec};
+use crate::sample_groups::{GroupEvent, SampleGroup, SampleGroups};
 use crate::shown::{Shown, ShownFilter};
 use crate::stored::{Record, Stored};
 
@@ -32,6 +33,8 @@ pub struct Tables {
     first_index: BTreeMap<Kind, u32>,
     /// How many filters have been made.
     pub(crate) made: u64,
+    /// The psample groups of actions.
+    pub(crate) groups: SampleGroups,
     /// What has changed, if that is asked for.
     pub(crate) records: Option<Vec<Record>>,
 }
@@ -176,14 +179,32 @@ impl Tables {
     /// Forgets the filters of a port if they are those of another netdev, which is gone, and with it its rules.
     pub fn meet(&mut self, netdev: Netdev) {
         let is_other = self.netdevs.get(&name(&netdev)).is_some_and(|filters| filters.number != netdev.number);
-        if is_other && let Some(filters) = self.netdevs.remove(&name(&netdev)) {
-            let (port, tunnel) = name(&netdev);
-            self.note(|| Record::Forgotten(port, tunnel));
-            let chains = filters.sides.into_values().flat_map(BTreeMap::into_values);
-            let priorities = chains.flat_map(Chain::into_values);
-            for filter in priorities.flat_map(|priority| priority.filters.into_values()) {
-                self.unbind(&filter.spec.actions);
-            }
+        if is_other {
+            self.forget_netdev(name(&netdev));
+        }
+    }
+
+    /// The ports whose netdevs have filters, with the number of each.
+    pub fn ports(&self) -> BTreeMap<Port, u64> {
+        self.netdevs.iter().map(|((port, _), filters)| (*port, filters.number)).collect()
+    }
+
+    /// Forgets the filters of netdevs that are gone, given by their [ports and numbers](Self::ports).
+    pub fn forget_gone(&mut self, gone: &BTreeMap<Port, u64>) {
+        let is_gone = |(port, _): &Name, filters: &Filters| gone.get(port) == Some(&filters.number);
+        let names: Vec<Name> =
+            self.netdevs.iter().filter(|(name, filters)| is_gone(name, filters)).map(|(name, _)| *name).collect();
+        names.into_iter().for_each(|name| self.forget_netdev(name));
+    }
+
+    fn forget_netdev(&mut self, name: Name) {
+        let Some(filters) = self.netdevs.remove(&name) else { return };
+        let (port, tunnel) = name;
+        self.note(|| Record::Forgotten(port, tunnel));
+        let chains = filters.sides.into_values().flat_map(BTreeMap::into_values);
+        let priorities = chains.flat_map(Chain::into_values);
+        for filter in priorities.flat_map(|priority| priority.filters.into_values()) {
+            self.unbind(&filter.spec.actions);
         }
     }
 
@@ -429,6 +450,21 @@ impl Tables {
         places.into_iter().filter_map(take).collect()
     }
 
+    /// The psample groups that actions use, in the order in which they began.
+    pub fn sample_groups(&self) -> Vec<SampleGroup> {
+        self.groups.list()
+    }
+
+    /// Whether groups have begun or ended since the [last call](Self::take_group_events).
+    pub fn has_group_events(&self) -> bool {
+        self.groups.has_events()
+    }
+
+    /// Which groups have begun and ended since the last call, in order.
+    pub fn take_group_events(&mut self) -> Vec<GroupEvent> {
+        self.groups.take_events()
+    }
+
     fn priority(&self, place: &Place) -> Option<&Priority> {
         self.chains(place.netdev, place.side)?.get(&place.chain.unwrap_or(0))?.get(&place.priority)
     }
@@ -518,6 +554,7 @@ impl Tables {
                     return Err(refused(Errno::INVAL, "there is no action with this index"));
                 }
                 None => {
+                    self.groups.made(&action);
                     self.actions.insert(key, Kept { action: action.clone(), bound: 1 });
                 }
             }
@@ -534,6 +571,7 @@ impl Tables {
             let Some(kept) = self.actions.get_mut(&key) else { continue };
             kept.bound -= 1;
             if kept.bound == 0 {
+                self.groups.gone(&kept.action);
                 self.actions.remove(&key);
                 if let Some(first) = self.first_index.get_mut(&action.kind) {
                     *first = (*first).min(action.index.max(1));

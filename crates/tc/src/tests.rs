@@ -1,10 +1,13 @@
+use std::collections::BTreeMap;
+
 use flow::{Counter, Port, RuleId};
 use netlink::{Builder, Errno, Flags, Header, Message, attributes, find, message};
 use proptest::prelude::*;
 
 use crate::numbers::{RTM_NEWTFILTER, TC_H_MIN_INGRESS, TCMSG, act, cls_flags, control, flower, tca};
 use crate::{
-    Address, Answer, Netdev, Outcome, Place, Removed, Request, Side, Spec, StoredFilters, Tables, Target, Verb, rank,
+    Address, Answer, GroupEvent, Netdev, Outcome, Place, Removed, Request, Side, Spec, StoredFilters, Tables, Target,
+    Verb, rank,
 };
 
 const NETDEV: Netdev = Netdev { port: Port(1), tunnel: None, number: 1 };
@@ -197,6 +200,58 @@ fn a_filter_in_the_place_of_one_that_was_deleted_is_not_settled_as_that() {
         tables.settle(second, Outcome::InHw(RuleId(2), Counter::default()), 0);
         assert_eq!(tables.get(&place, None).unwrap().filter.unwrap().rule, Some(RuleId(2)));
     }
+}
+
+/// A filter that samples for a group, by an action with this index, which is the kernel's to choose if it is 0.
+fn sample(group: u32, index: u32, place: (u16, u16, u32)) -> Vec<u8> {
+    request("flower", place, |to| {
+        to.put(flower::ETH_TYPE, &[8, 0]).put(12, &[10, 1, group as u8, place.0 as u8]);
+        let rest = [(3, 10_u32), (5, group)].map(|(kind, value)| (kind, value.to_ne_bytes().to_vec()));
+        to.nest_noflag(flower::ACT, |to| {
+            to.nest_noflag(1, |to| action(to, ("sample", index, control::PIPE), &[], &rest));
+            to.nest_noflag(2, |to| action(to, ("gact", 0, control::SHOT), &[], &[]));
+        });
+    })
+}
+
+#[test]
+fn a_psample_group_lasts_from_its_first_action_to_its_last() {
+    let mut tables = Tables::default();
+    let groups = |tables: &Tables| -> Vec<(u32, u32)> {
+        tables.sample_groups().into_iter().map(|of| (of.group, of.users)).collect()
+    };
+    tables.record();
+    let first = add(&mut tables, &sample(9, 0, (1, IP, 0)), 1).unwrap();
+    let second = add(&mut tables, &sample(7, 0, (2, IP, 0)), 2).unwrap();
+    let third = add(&mut tables, &sample(7, 0, (3, IP, 0)), 3).unwrap();
+    assert_eq!(groups(&tables), [(9, 1), (7, 2)], "in the order in which they began");
+    assert_eq!(tables.take_group_events(), [GroupEvent::Begun(9), GroupEvent::Begun(7)]);
+    // Filters that share an action are one user.
+    let shared = add(&mut tables, &sample(9, 1, (4, IP, 0)), 4).unwrap();
+    assert_eq!((groups(&tables), tables.has_group_events()), (vec![(9, 1), (7, 2)], false));
+    tables.remove(&first, None).unwrap();
+    tables.remove(&second, None).unwrap();
+    assert_eq!((groups(&tables), tables.take_group_events()), (vec![(9, 1), (7, 1)], vec![]));
+    tables.remove(&shared, None).unwrap();
+    assert_eq!((groups(&tables), tables.take_group_events()), (vec![(7, 1)], vec![GroupEvent::Ended(9)]));
+    // A filter that is refused has had a group meanwhile, as in the kernel.
+    let (place, spec) = spec(&sample(5, 0, (5, IP, 0)));
+    let reserved = tables.reserve(place, spec, (true, true), UPLINK, 0).unwrap();
+    tables.settle(reserved, Outcome::Refused, 0);
+    assert_eq!(tables.take_group_events(), [GroupEvent::Begun(5), GroupEvent::Ended(5)]);
+    // Stored filters bring their groups with them.
+    let (mut stored, mut restored) = (StoredFilters::default(), Tables::default());
+    tables.take_records().into_iter().for_each(|record| stored.apply(record));
+    restored.restore(stored.into_filters(), |_| Some(NETDEV.number), 0);
+    assert_eq!(groups(&restored), [(7, 1)]);
+    // They end with the netdev, but not with one that was there before.
+    tables.forget_gone(&BTreeMap::from([(NETDEV.port, NETDEV.number + 1)]));
+    assert_eq!(groups(&tables), [(7, 1)]);
+    let gone = tables.ports();
+    assert_eq!(gone, BTreeMap::from([(NETDEV.port, NETDEV.number)]));
+    tables.forget_gone(&gone);
+    assert_eq!((groups(&tables), tables.take_group_events()), (vec![], vec![GroupEvent::Ended(7)]));
+    assert!(tables.get(&third, None).is_err());
 }
 
 #[test]

@@ -98,6 +98,12 @@ fn leftovers(socket: &mut Socket, index: u32) -> io::Result<Vec<Leftover>> {
 }
 
 impl Plane {
+    /// The ports that have rules.
+    pub(crate) fn ports_with_rules<L>(&self, cx: &mut Locked<'_, L>) -> BTreeSet<Port> {
+        let state = self.state.lock_leaf(cx);
+        state.switches.values().flat_map(|switch| switch.with_rules.keys().copied()).collect()
+    }
+
     /// Removes what was found and not asked for again.
     pub(crate) fn end_taking_over<L>(&self, cx: &mut Locked<'_, L>) {
         let mut state = self.state.lock_leaf(cx);

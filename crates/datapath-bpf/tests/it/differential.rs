@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::common::pipeline;
 use datapath_bpf::{
-    Change, DropReason as Dropped, Mode, Options, Pipeline, PortConfig, Refused, Role, Trial, TrialFate,
+    Change, DropReason as Dropped, Mode, Options, Pipeline, PortConfig, Refused, Role, Samples, Trial, TrialFate,
 };
 use flow::generate::{Arrival, Coverage, Generator, Options as Wanted};
 use flow::{
@@ -47,6 +47,7 @@ const MAX_HELD: usize = 8;
 /// The tables as the program has them, and what it made of the last frames.
 struct Both {
     pipeline: Pipeline,
+    samples: Samples,
     refused: BTreeMap<String, usize>,
     rules: usize,
     coverage: Coverage,
@@ -111,7 +112,7 @@ impl Both {
             .pipeline
             .trial(arrival.port.0, arrival.at, &arrival.frame)
             .unwrap_or_else(|error| panic!("{error}: {:02x?}", arrival.frame));
-        let samples = self.pipeline.samples();
+        let samples = self.samples.read(usize::MAX);
         let mut after = state.clone();
         let verdict = process(tables, &mut after, arrival.at, arrival.port, &arrival.frame);
         let too_short = is_too_short_inside(&arrival.frame, &verdict);
@@ -281,7 +282,9 @@ fn the_program_does_what_the_reference_does() {
     };
     let Some(pipeline) = pipeline(options) else { return };
     let coverage = Coverage::new(&wanted);
-    let mut both = Both { pipeline, refused: BTreeMap::new(), rules: 0, coverage, too_short: 0, too_many: 0 };
+    let samples = pipeline.open_samples().expect("the samples");
+    pipeline.want_samples(true);
+    let mut both = Both { pipeline, samples, refused: BTreeMap::new(), rules: 0, coverage, too_short: 0, too_many: 0 };
     let first = number("SEED", 1);
     for seed in first..first + cases.div_ceil(FRAMES_PER_TABLES as u64) {
         let mut generator = Generator::new(seed, wanted.clone());

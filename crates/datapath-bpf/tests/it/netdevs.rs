@@ -117,21 +117,53 @@ fn a_trapped_frame_reaches_the_representor_as_it_came_and_samples_and_meters_wor
         Action::Trap,
     ];
     add(&mut card.pipeline, &[(1, Rule::new(Port(1), udp(), actions))]);
+    let mut samples = card.pipeline.open_samples().expect("the samples");
+    card.pipeline.want_samples(true);
     let sent = frame(b"trapped");
     one.send(&sent);
     assert_eq!(representor.receive(SOON, has(b"trapped")).expect("the representor gets it"), sent);
     let copy = two.receive(SOON, has(b"trapped")).expect("a copy");
     assert_eq!((&copy[6..12], &copy[12..16]), (&[2, 0, 0, 0, 0, 0x55][..], &[0x81, 0, 0, 9][..]));
-    let samples = card.pipeline.samples();
     let wanted = Sampled { group: 5, rate: 1, in_port: Port(1), length: sent.len(), frame: sent[..20].to_vec() };
-    assert_eq!(samples, [wanted]);
+    assert_eq!(samples.read(64), [wanted]);
     // The burst is over after two more.
     (0..4).for_each(|_| one.send(&sent));
     let arrived = || representor.receive(NEVER, has(b"trapped")).is_some();
     assert_eq!((0..4).filter(|_| arrived()).count(), 2);
     assert_eq!(card.pipeline.meter(MeterId(1)).expect("a meter"), Some((3, 2)));
     assert_eq!(card.pipeline.drops().expect("drops").get(&(Port(1), DropReason::Meter)), Some(&2));
-    assert_eq!(card.pipeline.samples().len(), 2);
+    assert_eq!((samples.read(1).len(), samples.read(64).len()), (1, 1));
+}
+
+#[test]
+fn samples_are_taken_only_while_somebody_wants_them_and_a_full_buffer_stops_no_frame() {
+    let Some(mut card) = Card::new(2) else { return };
+    let (one, two) = (card.wire(1), card.wire(2));
+    let actions = [Action::Sample(Sample { rate: 1, group: 5, truncate: None }), Action::Redirect(Port(2))];
+    add(&mut card.pipeline, &[(1, Rule::new(Port(1), udp(), actions))]);
+    let mut samples = card.pipeline.open_samples().expect("the samples");
+    let send = |frame: &[u8]| {
+        one.send(frame);
+        assert_eq!(two.receive(SOON, |got| got == frame).expect("the frame arrives"), frame);
+    };
+    // Nobody has asked for samples yet.
+    send(&frame(b"unwanted"));
+    assert_eq!(samples.read(64), []);
+    card.pipeline.want_samples(true);
+    send(&frame(b"wanted"));
+    card.pipeline.want_samples(false);
+    send(&frame(b"unwanted"));
+    let wanted: Vec<Vec<u8>> = samples.read(64).into_iter().map(|sample| sample.frame).collect();
+    assert_eq!(wanted, [frame(b"wanted")]);
+    // Frames go on when nobody reads and the buffer, of a megabyte, is full.
+    card.pipeline.want_samples(true);
+    let long = frame(&[7; 1400]);
+    (0..1000).for_each(|_| send(&long));
+    let taken = samples.read(usize::MAX);
+    assert!((500..1000).contains(&taken.len()), "{}", taken.len());
+    assert!(taken.iter().all(|sample| sample.frame == long));
+    send(&frame(b"again"));
+    assert_eq!(samples.read(64).len(), 1);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use control::CommandTarget;
 use devlink::view::Profile;
 use devlink::{Access, ControlSocket, Host, Served, Server};
 use eswitch::inspect::{PendingRetry, Snapshot};
-use eswitch::{CardConfig, PciAddress};
+use eswitch::{CardConfig, Engine, PciAddress};
 use host::{LiveCard, World};
 use lockdep::{Domain, Locked, OnReport, Unlocked};
 
@@ -66,6 +66,13 @@ impl Up {
             };
             scope.spawn(inspect).join().unwrap()
         })
+    }
+
+    /// Runs something with the engine.
+    pub fn with_engine<R: Send>(&self, run: impl FnOnce(&mut Locked<'_, Unlocked>, &Engine) -> R + Send) -> R {
+        // In a thread of its own: this one has entered the lock order already.
+        let with = || lockdep::enter(&self.domain, "onlooker", |cx| run(cx, self.live.engine()));
+        thread::scope(|scope| scope.spawn(with).join().unwrap())
     }
 
     /// The state of the card when all queued work is done, without the times until retries.

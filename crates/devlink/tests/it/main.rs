@@ -5,5 +5,6 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod protocol;
+mod samples;
 mod shared;
 mod view;

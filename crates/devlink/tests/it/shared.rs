@@ -156,7 +156,8 @@ fn a_change_of_a_busy_pf_is_notified_when_it_is_released_and_those_of_others_at_
 
 #[test]
 fn a_representor_that_fails_and_one_that_is_loaded_later_are_notified_by_their_reporter() {
-    with_card_of(CardConfig { retry_ms: 1, retry_max_ms: 1, ..card(1, 1) }, |up| {
+    // The error lasts long enough to be seen also by a thread that gets no CPU for a while.
+    with_card_of(CardConfig { retry_ms: 500, retry_max_ms: 500, ..card(1, 1) }, |up| {
         let mut listener = Client::connect(&up.path).unwrap();
         let join = |to: &mut Builder| {
             to.u32(eswitch_family::GROUP, devlink::CONFIG_GROUP);

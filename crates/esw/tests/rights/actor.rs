@@ -14,7 +14,7 @@ use rustix::net::{
     recvmsg, sendmsg,
 };
 
-use crate::netlink::{NO_ANSWER, PROTOCOLS, Protocol, Sockets, open, request};
+use crate::netlink::{NO_ANSWER, PROTOCOLS, Protocol, Sockets, join, open, request};
 use crate::rows::{Attempt, Here, Row, rows};
 use crate::{look, sys};
 
@@ -172,6 +172,7 @@ fn perform(attempt: &Attempt, here: &Here, sockets: &Sockets) -> i32 {
             const NLDEV: u16 = 5 << 10;
             ask(Protocol::Rdma, Ok(request(NLDEV + command, *flags, fill)))
         }
+        Attempt::Psample(group) => join("psample", group),
         Attempt::Write(path, "SF") => write(path, &here.sf),
         Attempt::Write(path, text) => write(path, text),
         Attempt::WriteBack(netdev, file) => {

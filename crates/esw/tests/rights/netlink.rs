@@ -7,6 +7,8 @@ use ::netlink::{Awaited, Builder, Errno, Flags, Header, Part, find, messages};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, netlink, recv, send};
 
+use crate::sys;
+
 /// How long an answer may take before the test gives up.
 const LONG: Duration = Duration::from_secs(60);
 /// What `errno` is told as if there was no answer.
@@ -55,6 +57,26 @@ impl Sockets {
         let found = answers.iter().find_map(|(_, body)| find(body.get(::netlink::GENL_HEADER..)?, id)?.u16());
         found.ok_or(libc::ENOENT)
     }
+}
+
+/// Joins a multicast group of a family of generic netlink: the error number, 0 for success.
+pub fn join(family: &str, group: &str) -> i32 {
+    let joined = || {
+        let socket = open(Protocol::Generic).map_err(|error| error.raw_os_error())?;
+        let request = request(16, Flags::empty(), |to| {
+            to.genl(3, 1).text(2, family);
+        });
+        let answers = ask(socket.as_fd(), &request)?;
+        let (groups, name, id) = (7, 1, 2);
+        let number = answers.iter().find_map(|(_, body)| {
+            let groups = find(body.get(::netlink::GENL_HEADER..)?, groups)?;
+            let mut entries = groups.nested().flatten();
+            let entry = entries.find(|entry| find(entry.value, name).and_then(|name| name.string()) == Some(group))?;
+            find(entry.value, id)?.u32()
+        });
+        Ok(sys::join(&socket, number.ok_or(libc::ENOENT)?))
+    };
+    joined().unwrap_or_else(|errno: i32| errno)
 }
 
 /// A request that is to be acknowledged.

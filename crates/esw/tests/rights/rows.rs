@@ -87,6 +87,8 @@ pub enum Attempt {
         flags: Flags,
         fill: Fill,
     },
+    /// A multicast group of psample is joined.
+    Psample(&'static str),
     /// A text is written to a file of `/sys`.
     Write(&'static str, &'static str),
     /// What a file of a netdev has is written to it again.
@@ -208,6 +210,7 @@ pub fn rows() -> Vec<Row> {
     rows.extend(link_rows());
     rows.extend(vf_rows());
     rows.extend(ethtool_rows());
+    rows.extend(psample_rows());
     rows.extend(rdma_rows());
     rows.extend(sysfs_rows());
     rows.extend(netdev_file_rows());
@@ -961,6 +964,19 @@ fn netdev_file_rows() -> Vec<Row> {
         })
     });
     rows.collect()
+}
+
+fn psample_rows() -> Vec<Row> {
+    const PACKETS: &str =
+        "`net/psample/psample.c`: `packets` is marked `GENL_MCAST_CAP_NET_ADMIN`, in Linux 6.7 and later";
+    const CONFIG: &str = "`net/psample/psample.c`: `config` is not marked";
+    let row = |title, source, rule, group| {
+        Row::new("psample", title, source, rule, Attempt::Psample(group)).change(Change::None)
+    };
+    vec![
+        row("joining `packets`", PACKETS, Rule::Network, "packets"),
+        row("joining `config`", CONFIG, Rule::Anyone, "config"),
+    ]
 }
 
 fn module_rows() -> Vec<Row> {

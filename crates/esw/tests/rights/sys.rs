@@ -1,4 +1,4 @@
-//! System calls that have no safe wrapper here: modules, and two of `ioctl`.
+//! System calls that have no safe wrapper here: modules, two of `ioctl`, and an option of a socket.
 #![allow(unsafe_code)]
 
 use std::ffi::CString;
@@ -31,6 +31,13 @@ pub fn delete_module(name: &str) -> i32 {
     let name = CString::new(name).expect("a name of this test");
     // SAFETY: the text ends with a zero.
     errno(unsafe { libc::syscall(libc::SYS_delete_module, name.as_ptr(), libc::O_NONBLOCK) })
+}
+
+/// Joins a multicast group of netlink: the error number, 0 for success.
+pub fn join(socket: &impl AsFd, group: u32) -> i32 {
+    let (descriptor, value) = (socket.as_fd().as_raw_fd(), std::ptr::from_ref(&group).cast());
+    // SAFETY: the kernel reads four bytes of a number that outlives the call.
+    errno(i64::from(unsafe { libc::setsockopt(descriptor, libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, value, 4) }))
 }
 
 /// `struct ifreq` as these calls use it.

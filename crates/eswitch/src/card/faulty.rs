@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::card::{
     Acl, Card, CardError, Counters, Create, FailedCreate, MovedInstance, OnNetdevChange, Resource, ResourceKind,
 };
-use crate::datapath::{Arrival, Change, Datapath, Dropped};
+use crate::datapath::{Arrival, Change, Datapath, Dropped, Sampler};
 use crate::ids::{MacAddr, PfIndex, Vport};
 use crate::lock_order::{CardCall, CardState};
 use crate::rate::TxRates;
@@ -299,6 +299,9 @@ impl<C: Card> Datapath for Faulty<C> {
         frame: &[u8],
     ) -> Result<Vec<Arrival>, CardError> {
         self.inner.datapath().map_or(Ok(Vec::new()), |plane| plane.send(cx, port, now, frame))
+    }
+    fn sampler(&self) -> Option<&dyn Sampler> {
+        self.inner.datapath()?.sampler()
     }
 }
 

@@ -10,7 +10,7 @@ use eswitch::lag::{Bond, TxType};
 use eswitch::{CardConfig, FlowChange, FlowDone, FlowError, Mode, PfIndex, PortHandle, PortIndex, Vport};
 use flow::{
     Action, Block, Counter, Encap, Fate, Field, Match, Meter, MeterId, Neighbour, Police, Port, Protocol, Rate, Rule,
-    RuleError, RuleId, TunnelKind,
+    RuleError, RuleId, Sample, Sampled, TunnelKind,
 };
 use lockdep::{Locked, Unlocked};
 
@@ -79,6 +79,50 @@ fn a_rule_carries_frames_counts_them_and_ends() {
         let again = add(&bench, cx, redirect(vf(0), vf(1), 1));
         assert_ne!(again, rule, "a name is not given twice");
         assert_eq!(bench.engine.flow_counters(cx, &[again]), [Some(Counter::default())]);
+        bench.end(cx);
+    });
+}
+
+#[test]
+fn samples_are_read_by_who_wants_them_and_are_lost_if_that_takes_too_long() {
+    story(|cx, domain| {
+        let bench = Bench::start(cx, domain, switchdev(1, 2));
+        let sample = Sample { rate: 1, group: 7, truncate: Some(20) };
+        let actions = [Action::Sample(sample), Action::Redirect(vf(1))];
+        let rule = Box::new(Rule::new(vf(0), Match::new(), actions));
+        add(&bench, cx, FlowChange::Add { pf: PF0, rule });
+        let sampler = bench.engine.sampler().expect("a card in memory takes samples");
+        let send = |cx: Cx<'_, '_>, last: u8| {
+            let sent = bench.engine.send_frame(cx, vf(0), Duration::ZERO, &frame(last));
+            assert_eq!(sent, Ok(vec![Arrival::Port(vf(1))]));
+        };
+        send(cx, 1);
+        assert_eq!(sampler.read(&mut cx.narrow()), [], "nobody wants them");
+        sampler.want(&mut cx.narrow(), true);
+        send(cx, 2);
+        sampler.wait(cx);
+        let wanted = Sampled { group: 7, rate: 1, in_port: vf(0), length: 60, frame: frame(2)[..20].to_vec() };
+        assert_eq!(sampler.read(&mut cx.narrow()), [wanted]);
+        assert_eq!(sampler.read(&mut cx.narrow()), []);
+        // A wake-up counts for a wait that comes later.
+        sampler.wake(&mut cx.narrow());
+        sampler.wait(cx);
+        // Nobody reads, and frames go on.
+        (0..2_000).for_each(|n| send(cx, n as u8));
+        let mut read = Vec::new();
+        loop {
+            let some = sampler.read(&mut cx.narrow());
+            assert!(some.len() <= 64);
+            if some.is_empty() {
+                break;
+            }
+            read.extend(some.into_iter().map(|sampled| sampled.frame[5]));
+        }
+        assert_eq!(read, (0..1024).map(|n| n as u8).collect::<Vec<u8>>(), "the first ones, in order");
+        send(cx, 3);
+        sampler.want(&mut cx.narrow(), false);
+        send(cx, 4);
+        assert_eq!(sampler.read(&mut cx.narrow()), []);
         bench.end(cx);
     });
 }

@@ -17,12 +17,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 use ::netlink::{Errno, errno_of};
+use devlink::CONFIG_GROUP;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, netlink};
 
 use crate::filter::{ADDRESS_LEN, AF_NETLINK, SOL_NETLINK, SOL_SOCKET};
 use crate::lock_order::Cx;
 use crate::network::within;
-use crate::process::{self, Caller};
+use crate::process::{self, Caller, NET_ADMIN};
 use crate::relay::{self, KernelSocket, Protocol, Socket};
 use crate::supervisor::{Answer, Lab};
 use crate::sys::{self, Notification};
@@ -273,21 +274,45 @@ fn is_membership(option: i32) -> bool {
     matches!(option, libc::NETLINK_ADD_MEMBERSHIP | libc::NETLINK_DROP_MEMBERSHIP)
 }
 
+/// Whether the caller has CAP_NET_ADMIN in the user namespace to which the socket's network namespace belongs (`genl_bind`).
+fn may_administer(lab: &Lab, call: &Notification, socket: &Socket) -> io::Result<bool> {
+    let caller = Caller::of(call.pid, &lab.user_namespace)?;
+    if !lab.still_waits(call) {
+        return Err(Errno::SRCH.into());
+    }
+    Ok(caller.network_capabilities(socket.owner) & NET_ADMIN != 0)
+}
+
 /// Joins or leaves a multicast group of generic netlink.
 fn membership(cx: Cx<'_, '_>, lab: &Lab, call: &Notification) -> Answer {
     let mut work = || -> io::Result<Answer> {
         let Some(socket) = lab.socket(cx, call.pid, call.data.args[0]) else { return Ok(Answer::Continue) };
         let option = call.data.args[2] as i32;
         let group = read_u32(lab, call, call.data.args[3])?;
+        let joins = option == libc::NETLINK_ADD_MEMBERSHIP;
+        let psample = lab.families.psample();
+        if let Some((family, at_card)) = psample.and_then(|family| Some((family, family.group_at_card(group)?))) {
+            if family.in_kernel {
+                let set = || sys::set_option(&socket.kernel, libc::SOL_NETLINK, option, &group.to_ne_bytes());
+                as_caller(lab, call, set)??;
+            }
+            // Also where a kernel before 6.7 lets anybody join: what the card samples are frames of others.
+            if !joins || !family.takes_admin(group) || may_administer(lab, call, &socket)? {
+                socket.subscribe(cx, &lab.cards, at_card, joins)?;
+            } else if !family.in_kernel {
+                return Err(Errno::PERM.into());
+            }
+            return Ok(Answer::Value(0));
+        }
         if lab.families.is_group(cx, &lab.cards, group) {
-            socket.subscribe(cx, &lab.cards, option == libc::NETLINK_ADD_MEMBERSHIP)?;
+            socket.subscribe(cx, &lab.cards, CONFIG_GROUP, joins)?;
             if !lab.families.is_in_kernel() {
                 return Ok(Answer::Value(0));
             }
         }
         as_caller(lab, call, || sys::set_option(&socket.kernel, libc::SOL_NETLINK, option, &group.to_ne_bytes()))??;
         if lab.families.ethtool().is_some_and(|family| family.monitor == group) {
-            lab.cards.monitors.join(cx, &socket, option == libc::NETLINK_ADD_MEMBERSHIP);
+            lab.cards.monitors.join(cx, &socket, joins);
         }
         Ok(Answer::Value(0))
     };

@@ -47,7 +47,7 @@ fn handle(cx: Cx<'_, '_>, protocol: Protocol, bytes: &[u8]) {
     };
     handler.request(cx, &mut relay, bytes);
     handler.kernel(cx, &mut relay, bytes);
-    handler.notification(cx, &mut relay, bytes);
+    handler.notification(cx, &mut relay, 0, bytes);
     // Once more, now that queries are remembered and the family is known.
     handler.kernel(cx, &mut relay, bytes);
     relay.flush();

@@ -1,4 +1,4 @@
-//! NETLINK_GENERIC: the kernel's families, and devlink, which the cards answer.
+//! NETLINK_GENERIC: the kernel's families, and devlink and psample, which the cards answer.
 //!
 //! If the kernel has the family devlink, programs see it under the kernel's number, else under one that no family of
 //! the kernel has. Between this thread and a card's server it has the server's number.
@@ -8,6 +8,7 @@ mod ethtool;
 mod families;
 mod namespaces;
 mod ports;
+mod psample;
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -20,12 +21,14 @@ use ::netlink::{
 };
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, send, sendmsg};
 
+use devlink::SampleGroup;
 use devlink::view::DeviceName;
 
 use super::{Handler, ROOM, Relay};
 use crate::lock_order::Cx;
 use crate::network::NetworkId;
 use families::Family;
+use psample::Psample;
 
 pub(crate) use families::Families;
 
@@ -43,8 +46,10 @@ const DEV_NAME: u16 = 2;
 /// The handler of one socket.
 pub(super) struct Generic {
     families: Arc<Families>,
-    /// Dumps of all families, by sequence number, that the kernel is answering and to which devlink is to be added.
+    /// Dumps of all families, by sequence number, that the kernel is answering and to which devlink and psample are to be added.
     dumps: Vec<u32>,
+    /// Dumps of psample groups that the kernel is answering, with the groups of the cards that it has not shown.
+    group_dumps: Vec<(u32, Vec<SampleGroup>)>,
     /// Dumps of the family ethtool.
     ethtool_dumps: ethtool::Dumps,
     buffer: Vec<u8>,
@@ -61,6 +66,10 @@ enum Destination {
     Family,
     /// `nlctrl`, which is asked for all families.
     AllFamilies,
+    /// `nlctrl`, which is asked about the family psample of the lab.
+    PsampleFamily(Psample),
+    /// The family psample.
+    Psample(Psample),
     /// One card, by its index.
     Card(usize),
     AllCards,
@@ -104,6 +113,15 @@ impl Handler for Generic {
                     }
                     relay.pass_on(cx, message.bytes());
                 }
+                Destination::PsampleFamily(psample) => psample.answer_control(cx, relay, &message),
+                Destination::Psample(psample) if !psample.in_kernel => psample.answer(cx, relay, &message),
+                Destination::Psample(_) => {
+                    if psample::is_dump_of_groups(&message) && self.group_dumps.len() < DUMPS {
+                        let groups = psample::groups(relay).unwrap_or_default();
+                        self.group_dumps.push((message.header.sequence, groups));
+                    }
+                    relay.pass_on(cx, message.bytes());
+                }
                 Destination::Card(n) => {
                     let end = self.answer_of(cx, relay, &message, n);
                     send_end(cx, relay, &message, end);
@@ -117,28 +135,45 @@ impl Handler for Generic {
 
     fn kernel(&mut self, cx: Cx<'_, '_>, relay: &mut Relay, datagram: &[u8]) {
         let port = relay.socket.port();
-        let mut family = None;
+        let mut added: Vec<Vec<u8>> = Vec::new();
+        let hidden = if self.dumps.is_empty() { None } else { self.families.psample() };
         let ended = |m: &Message<'_>| m.header.kind == NLMSG_DONE && self.dumps.contains(&m.header.sequence);
         if let Some(end) = messages(datagram).find(ended) {
             let sequence = end.header.sequence;
             self.dumps.retain(|dump| *dump != sequence);
-            let devlink = self.families.devlink(cx, &relay.cards);
-            family = devlink.map(|f| with_header(&f.answer, Flags::MULTI, sequence, port));
+            let devlink = self.families.devlink(cx, &relay.cards).filter(|family| !family.in_kernel);
+            added.extend(devlink.map(|family| with_header(&family.answer, Flags::MULTI, sequence, port)));
+            let psample = self.families.psample().filter(|family| !family.in_kernel);
+            let header = Header::new(CTRL, Flags::MULTI, sequence, port);
+            added.extend(psample.and_then(|family| family.describe(header).ok()));
         }
+        added.extend(self.groups_of_cards(cx, relay, datagram));
         // A program that only waits for notifications has sent the family nothing.
         let is_answer = messages(datagram).all(|message| message.header.kind <= CTRL);
         let ethtool = if is_answer { self.families.ethtool_if_known() } else { self.families.ethtool() };
         let mut all: Vec<Vec<u8>> = Vec::new();
         for message in messages(datagram) {
-            // devlink comes before the end of the dump, which is the last message.
-            all.extend(family.take_if(|_| message.header.kind == NLMSG_DONE));
+            // What is added comes before the end of the dump, which is the last message.
+            if message.header.kind == NLMSG_DONE {
+                all.append(&mut added);
+            }
+            if hidden.is_some_and(|psample| psample.hides(&message)) {
+                continue;
+            }
             let changed = ethtool.and_then(|e| ethtool::of_kernel(cx, relay, &mut self.ethtool_dumps, e, &message));
             all.extend(changed.unwrap_or_else(|| vec![message.bytes().to_vec()]));
         }
         relay.queue.push(all.iter().map(|bytes| &bytes[..]));
     }
 
-    fn notification(&mut self, cx: Cx<'_, '_>, relay: &mut Relay, datagram: &[u8]) {
+    fn notification(&mut self, cx: Cx<'_, '_>, relay: &mut Relay, card: usize, datagram: &[u8]) {
+        let samples: Vec<Message<'_>> = messages(datagram).filter(psample::is_published).collect();
+        if !samples.is_empty() {
+            if let Some(psample) = self.families.psample() {
+                psample.publish(cx, relay, card, &samples);
+            }
+            return;
+        }
         let Some(family) = self.families.devlink(cx, &relay.cards) else { return };
         let published = messages(datagram).filter(|message| message.header.kind >= NLMSG_MIN_TYPE);
         let mut here = namespaces::for_this_one(cx, relay, published);
@@ -160,7 +195,8 @@ fn with_header(message: &[u8], flags: Flags, sequence: u32, port: u32) -> Vec<u8
 impl Generic {
     pub fn new(families: Arc<Families>) -> Self {
         let ethtool_dumps = ethtool::Dumps::default();
-        Self { families, dumps: Vec::new(), ethtool_dumps, buffer: vec![0; ROOM], drain_buffer: vec![0; ROOM] }
+        let (dumps, group_dumps) = (Vec::new(), Vec::new());
+        Self { families, dumps, group_dumps, ethtool_dumps, buffer: vec![0; ROOM], drain_buffer: vec![0; ROOM] }
     }
 
     /// Handles a request to the family ethtool. `false`: it goes where other requests go.
@@ -173,8 +209,33 @@ impl Generic {
         family.is_some_and(|family| ethtool::request(cx, relay, &mut self.ethtool_dumps, family, message))
     }
 
+    /// The groups of the cards that a dump of the kernel, which ends in a datagram, has not shown.
+    fn groups_of_cards(&mut self, cx: Cx<'_, '_>, relay: &Relay, datagram: &[u8]) -> Vec<Vec<u8>> {
+        let mut added = Vec::new();
+        if self.group_dumps.is_empty() {
+            return added;
+        }
+        let Some(psample) = self.families.psample() else { return added };
+        for message in messages(datagram) {
+            let Header { kind, sequence, .. } = message.header;
+            let Some(at) = self.group_dumps.iter().position(|(dump, _)| *dump == sequence) else { continue };
+            if kind == psample.id {
+                let shown = psample::group_in(&message);
+                self.group_dumps[at].1.retain(|group| Some(group.group) != shown);
+            } else {
+                // The end of the dump, or the error that stands for it.
+                let (_, left) = self.group_dumps.remove(at);
+                added.extend(left.iter().filter_map(|group| psample.dumped(cx, relay, sequence, group)));
+            }
+        }
+        added
+    }
+
     fn destination(&self, cx: Cx<'_, '_>, relay: &Relay, message: &Message<'_>) -> Destination {
         let Header { kind, .. } = message.header;
+        if let Some(psample) = self.families.psample_at(kind).filter(|_| message.header.is_request()) {
+            return Destination::Psample(psample);
+        }
         let (Some(command), true) = (message.payload().first(), message.header.is_request()) else {
             return Destination::Kernel;
         };
@@ -182,8 +243,15 @@ impl Generic {
         if kind == CTRL && !matches!(*command, GETFAMILY | GETPOLICY) {
             return Destination::Kernel;
         }
-        let Some(family) = self.families.devlink(cx, &relay.cards) else { return Destination::Kernel };
         let content = message.after(GENL_HEADER).unwrap_or_default();
+        let asks_all = kind == CTRL && *command == GETFAMILY && message.header.is_dump();
+        let psample = if kind == CTRL { self.families.psample().filter(|family| !family.in_kernel) } else { None };
+        if let Some(psample) = psample.filter(|psample| !asks_all && psample.is_named(content)) {
+            return Destination::PsampleFamily(psample);
+        }
+        let Some(family) = self.families.devlink(cx, &relay.cards) else {
+            return if asks_all && psample.is_some() { Destination::AllFamilies } else { Destination::Kernel };
+        };
         if kind == family.id {
             // Before the attributes are looked at, as in the kernel (`genl_family_rcv_msg`).
             if devlink::takes_admin(*command, message.header.is_dump()) && !relay.may_administer_system() {
@@ -191,11 +259,11 @@ impl Generic {
             }
             return card_of(cx, relay, family, message, content);
         }
+        if asks_all && (psample.is_some() || !family.in_kernel) {
+            return Destination::AllFamilies;
+        }
         if kind != CTRL || family.in_kernel {
             return Destination::Kernel;
-        }
-        if *command == GETFAMILY && message.header.is_dump() {
-            return Destination::AllFamilies;
         }
         let id = find(content, FAMILY_ID).and_then(|a| a.leading_u16());
         let name = find(content, FAMILY_NAME);

@@ -74,8 +74,8 @@ trait Handler {
     }
     /// Sends what was held back, if the reason is gone.
     fn tick(&mut self, _cx: Cx<'_, '_>, _relay: &mut Relay) {}
-    /// Handles a notification that a card has published.
-    fn notification(&mut self, _cx: Cx<'_, '_>, _relay: &mut Relay, _datagram: &[u8]) {}
+    /// Handles a notification that a card, given by its index, has published.
+    fn notification(&mut self, _cx: Cx<'_, '_>, _relay: &mut Relay, _card: usize, _datagram: &[u8]) {}
 }
 
 /// Room for the largest datagram that the kernel builds: 32 KiB, or one message about a PF with all its VFs.

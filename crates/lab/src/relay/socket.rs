@@ -7,12 +7,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use ::netlink::{AckOptions, Errno};
+use devlink::CONFIG_GROUP;
 use lockdep::Mutex;
 use rustix::net::netlink::SocketAddrNetlink;
 
 use super::Protocol;
+use crate::card::Card;
 use crate::cards::Cards;
 use crate::lock_order::{Binding, Cx, Inbox, Published, Subscriptions};
+use crate::network::NetworkId;
 use crate::process::{Caller, UserNamespace};
 use crate::supervisor::Reply;
 
@@ -48,6 +51,15 @@ struct Waiting {
 /// How many bytes of requests are kept for a program that does not read: the default buffer of a socket.
 const UNREAD: usize = 212_992;
 
+/// A connection on which a card publishes notifications.
+pub(super) struct Subscription {
+    /// The multicast group, by the control socket's number.
+    pub(super) group: u32,
+    /// The index of the card.
+    pub(super) card: usize,
+    pub(super) fd: OwnedFd,
+}
+
 /// A program's netlink socket, as the program's calls and the thread behind it share it.
 pub(crate) struct Socket {
     pub protocol: Protocol,
@@ -69,8 +81,8 @@ pub(crate) struct Socket {
     /// The user namespace in which administrative rights count.
     pub(super) user_namespace: Arc<UserNamespace>,
     inbox: Mutex<Inbox, Waiting>,
-    /// The connections on which cards publish notifications to this socket; empty if it is no member of the group.
-    pub(super) subscriptions: Mutex<Subscriptions, Vec<OwnedFd>>,
+    /// The connections on which cards publish notifications to this socket; empty if it is no member of any of their groups.
+    pub(super) subscriptions: Mutex<Subscriptions, Vec<Subscription>>,
     /// Notifications of the lab's own that the thread is to send to the program, each as a datagram.
     published: Mutex<Published, Vec<Vec<u8>>>,
     /// An eventfd that wakes the thread when `inbox`, `published` or `subscriptions` has changed.
@@ -156,22 +168,27 @@ impl Socket {
         AckOptions { extended: self.extended.load(Ordering::Relaxed), capped: self.capped.load(Ordering::Relaxed) }
     }
 
-    /// Subscribes the socket to the notifications of every card, or ends its subscription.
+    /// Subscribes the socket to the notifications of every card to a multicast group, or ends its subscription. `group`: the
+    /// control socket's number.
     ///
     /// # Errors
     /// A card's.
-    pub fn subscribe(&self, cx: Cx<'_, '_>, cards: &Cards, on: bool) -> io::Result<()> {
-        let is_subscribed = !self.subscriptions.lock_leaf(cx).is_empty();
+    pub fn subscribe(&self, cx: Cx<'_, '_>, cards: &Cards, group: u32, on: bool) -> io::Result<()> {
+        let is_subscribed = self.subscriptions.lock_leaf(cx).iter().any(|of| of.group == group);
         // Without the lock: a card may take long to accept a connection, and a send must not wait for that.
-        let new: Vec<OwnedFd> = match on && !is_subscribed {
-            true => cards.each().map(|card| card.listen()).collect::<io::Result<_>>()?,
+        let listen = |(card, of): (usize, &Arc<dyn Card>)| Ok(Subscription { group, card, fd: of.listen(group)? });
+        let network = NetworkId::of_socket(&self.kernel).ok();
+        // devlink's instances move; samples and groups are published where a card's netdevs appear, and nowhere else.
+        let is_here = |card: usize| group == CONFIG_GROUP || network.is_some_and(|id| cards.is_home_of(card, id));
+        let new: Vec<Subscription> = match on && !is_subscribed {
+            true => cards.each().enumerate().filter(|(n, _)| is_here(*n)).map(listen).collect::<io::Result<_>>()?,
             false => Vec::new(),
         };
         let mut subscriptions = self.subscriptions.lock_leaf(cx);
         if !on {
-            subscriptions.clear();
-        } else if subscriptions.is_empty() {
-            *subscriptions = new;
+            subscriptions.retain(|of| of.group != group);
+        } else if subscriptions.iter().all(|of| of.group != group) {
+            subscriptions.extend(new);
         }
         drop(subscriptions);
         rustix::io::write(&self.wake, &1u64.to_ne_bytes())?;

@@ -161,7 +161,7 @@ fn offloads(cx: Cx<'_, '_>, relay: &Relay, card: usize, view: &IndexedView, netd
 }
 
 /// The port of a netdev in an E-Switch: a representor's, or the uplink's.
-fn port_of(netdev: &view::Netdev) -> Option<Port> {
+pub(super) fn port_of(netdev: &view::Netdev) -> Option<Port> {
     let is_in_switch = netdev.in_switch && matches!(netdev.role, Role::Pf | Role::Representor);
     netdev.port.filter(|_| is_in_switch).map(|handle| Port(handle.index.0))
 }

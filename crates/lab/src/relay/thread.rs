@@ -71,9 +71,9 @@ impl Relay {
             let Some(request) = self.socket.next_request(cx) else { break };
             self.carry_out(cx, handler, buffer, request);
         }
-        let subscriptions: Vec<OwnedFd> = {
+        let subscriptions: Vec<(usize, OwnedFd)> = {
             let subscriptions = self.socket.subscriptions.lock_leaf(cx);
-            subscriptions.iter().filter_map(|fd| fd.try_clone().ok()).collect()
+            subscriptions.iter().filter_map(|of| Some((of.card, of.fd.try_clone().ok()?))).collect()
         };
         let ready = match self.wait(cx, &subscriptions, handler.holds()) {
             Ok(ready) => ready,
@@ -86,20 +86,26 @@ impl Relay {
         if ready[1].contains(PollFlags::IN) {
             let _ = rustix::io::read(&self.socket.wake, &mut [0; 8]);
         }
-        for (fd, flags) in subscriptions.iter().zip(ready.get(3..).unwrap_or_default()) {
-            if !flags.is_empty() {
-                self.take_notification(cx, handler, fd, buffer);
-            }
-        }
+        // The kernel is asked before a card, so what it has published comes before what the card has.
         if !ready[2].is_empty() {
             self.drain(cx, handler, buffer);
+        }
+        for ((card, fd), flags) in subscriptions.iter().zip(ready.get(3..).unwrap_or_default()) {
+            if !flags.is_empty() {
+                self.take_notification(cx, handler, (*card, fd), buffer);
+            }
         }
         ready[0].is_empty() || self.take_packet(cx, handler, buffer, ready[0].contains(PollFlags::HUP))
     }
 
     /// Waits; returns the events of the program's socket, of `wake`, of the kernel's socket, and of each subscription.
     /// `briefly`: at most for [`TICK`].
-    fn wait(&self, cx: Cx<'_, '_>, subscriptions: &[OwnedFd], briefly: bool) -> rustix::io::Result<Vec<PollFlags>> {
+    fn wait(
+        &self,
+        cx: Cx<'_, '_>,
+        subscriptions: &[(usize, OwnedFd)],
+        briefly: bool,
+    ) -> rustix::io::Result<Vec<PollFlags>> {
         let full = self.is_full();
         self.socket.set_stalled(cx, full);
         let mut program = if full { PollFlags::empty() } else { PollFlags::IN };
@@ -113,7 +119,7 @@ impl Relay {
             PollFd::new(&socket.wake, PollFlags::IN),
             PollFd::new(&socket.kernel, kernel),
         ];
-        polled.extend(subscriptions.iter().map(|fd| PollFd::new(fd, PollFlags::IN)));
+        polled.extend(subscriptions.iter().map(|(_, fd)| PollFd::new(fd, PollFlags::IN)));
         poll(&mut polled, briefly.then_some(&TICK))?;
         // An overrun of the kernel's socket is an event too; reading the socket clears it.
         Ok(polled.iter().map(PollFd::revents).collect())
@@ -211,11 +217,18 @@ impl Relay {
         }
     }
 
-    fn take_notification(&mut self, cx: Cx<'_, '_>, handler: &mut dyn Handler, from: &OwnedFd, buffer: &mut [u8]) {
+    /// Receives a notification of a card.
+    fn take_notification(
+        &mut self,
+        cx: Cx<'_, '_>,
+        handler: &mut dyn Handler,
+        (card, from): (usize, &OwnedFd),
+        buffer: &mut [u8],
+    ) {
         match recv(from, &mut *buffer, RecvFlags::DONTWAIT) {
             Ok((_, 0)) | Err(Errno::CONNRESET) => self.unsubscribe(cx, from),
             Ok((_, _)) if self.queue.is_full() => self.queue.lost += 1,
-            Ok((_, len)) => handler.notification(cx, self, &buffer[..len]),
+            Ok((_, len)) => handler.notification(cx, self, card, &buffer[..len]),
             Err(_) => {}
         }
     }
@@ -223,7 +236,7 @@ impl Relay {
     /// Removes the subscription to a card that has closed its end.
     fn unsubscribe(&self, cx: Cx<'_, '_>, closed: &OwnedFd) {
         let inode = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|stat| stat.st_ino).ok();
-        self.socket.subscriptions.lock_leaf(cx).retain(|fd| inode(fd) != inode(closed));
+        self.socket.subscriptions.lock_leaf(cx).retain(|of| inode(&of.fd) != inode(closed));
     }
 
     /// Sends as much of the queue as the program's end takes.

@@ -104,8 +104,8 @@ const COMPARED: [(Kind, Kind, [Option<Target>; 4]); 6] = {
     [
         (Rules, Representors, [least(3.0), least(3.0), None, None]),
         (Rules, Veths, [least(1.5), least(1.5), least(1.0), Some(Target::RatioAtMost(0.9))]),
-        (Masks, Rules, [least(1.0 / 1.6), least(1.0 / 1.6), None, None]),
-        (ManyRules, Rules, [least(1.0 / 1.2), least(1.0 / 1.2), None, None]),
+        (Masks, Rules, [least(0.62), least(0.62), None, None]),
+        (ManyRules, Rules, [least(0.83), least(0.83), None, None]),
         (Vxlan, KernelVxlan, [least(1.2), least(1.2), least(1.2), None]),
         (Tracked, Routed, [least(1.2), least(1.2), least(1.2), None]),
     ]

@@ -1,4 +1,4 @@
-//! The generic netlink family `devlink`: its numbers for programs, in the kernel, and at each card's server.
+//! The generic netlink families `devlink` and `psample`: their numbers for programs, in the kernel, and at each card's server.
 
 use std::collections::HashMap;
 use std::io;
@@ -16,12 +16,15 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, SendFlags, SocketFlags, SocketType, recv, send};
 
 use super::connections::Connections;
+use super::psample::Psample;
 use super::{CTRL, DEVLINK, FAMILY_ID, FAMILY_NAME, GETFAMILY};
 use crate::cards::Cards;
 use crate::ethtool::{self, HW_TC};
 use crate::lock_order::{CardFamilies, FamilyLookup};
 use crate::relay::ROOM;
 
+/// The version of `nlctrl` itself.
+pub(super) const CTRL_VERSION: u8 = 2;
 const MCAST_GROUPS: u16 = 7;
 const MCAST_GRP_ID: u16 = 2;
 /// The number from which a free one is searched for, downwards. The kernel assigns numbers upwards from
@@ -51,6 +54,7 @@ pub(crate) struct Families {
     at_cards: Mutex<CardFamilies, HashMap<usize, u16>>,
     lookup: Mutex<FamilyLookup, ()>,
     ethtool: OnceLock<Option<EthtoolFamily>>,
+    psample: OnceLock<Option<Psample>>,
     pub(super) connections: Connections,
 }
 
@@ -61,6 +65,7 @@ impl Default for Families {
             at_cards: Mutex::new(HashMap::new()),
             lookup: Mutex::new(()),
             ethtool: OnceLock::new(),
+            psample: OnceLock::new(),
             connections: Connections::default(),
         }
     }
@@ -98,7 +103,19 @@ impl Families {
         self.ethtool.get().copied().flatten()
     }
 
-    /// Whether a multicast group belongs to the family.
+    /// The family `psample`. Which one it is, the kernel's or the lab's, is decided by the first call. `None`: no number is
+    /// free.
+    pub fn psample(&self) -> Option<Psample> {
+        *self.psample.get_or_init(|| Psample::of(&kernel_families().ok()?))
+    }
+
+    /// The family `psample` if that is this number.
+    pub fn psample_at(&self, number: u16) -> Option<Psample> {
+        // A program has learned the number from the lab.
+        self.psample.get().copied().flatten().filter(|family| family.id == number)
+    }
+
+    /// Whether a multicast group belongs to devlink.
     pub fn is_group<L>(&self, cx: &mut Locked<'_, L>, cards: &Cards, group: u32) -> bool
     where
         L: LockBefore<FamilyLookup>,
@@ -127,10 +144,8 @@ impl Families {
             let groups = kernel.groups.len() as u32;
             return Some(Family { id: kernel.id, group, groups, in_kernel: true, answer });
         }
-        let id = (CTRL..HIGHEST).rev().find(|id| kernel_families.iter().all(|family| family.id != *id))?;
-        let group = kernel_families.iter().flat_map(|family| &family.groups).max().map_or(0, |most| *most);
-        // Far from the next number that the kernel will assign.
-        let group = group.max(u32::from(HIGHEST)) + 1;
+        let (mut ids, group) = free_numbers(&kernel_families);
+        let id = ids.next()?;
         let mut answer = answer;
         let groups = renumber(&mut answer, id, group);
         Some(Family { id, group, groups, in_kernel: false, answer })
@@ -163,6 +178,14 @@ impl Families {
         self.at_cards.lock_leaf(cx).insert(n, family.id);
         Ok(message.bytes().to_vec())
     }
+}
+
+/// The numbers that no family of the kernel has, in the order in which the lab uses them, and the first of many that no
+/// multicast group has. Both are far from the next ones that the kernel will assign.
+pub(super) fn free_numbers(kernel: &[KernelFamily]) -> (impl Iterator<Item = u16>, u32) {
+    let ids = (CTRL..HIGHEST).rev().filter(|id| kernel.iter().all(|family| family.id != *id));
+    let group = kernel.iter().flat_map(|family| &family.groups).max().map_or(0, |most| *most);
+    (ids, group.max(u32::from(HIGHEST)) + 1)
 }
 
 /// Puts the lab's numbers into an answer of `nlctrl`: that of the family, and those of its groups from `group` on.
@@ -230,10 +253,10 @@ fn feature_bit(family: u16, feature: &str) -> io::Result<Option<u32>> {
 }
 
 /// A family as `nlctrl` describes it.
-struct KernelFamily {
-    name: String,
-    id: u16,
-    groups: Vec<u32>,
+pub(super) struct KernelFamily {
+    pub(super) name: String,
+    pub(super) id: u16,
+    pub(super) groups: Vec<u32>,
 }
 
 impl KernelFamily {
