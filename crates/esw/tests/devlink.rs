@@ -462,11 +462,16 @@ fn what_is_set_and_what_comes_and_goes_is_notified_once_and_as_it_is_shown() {
     run_session(
         "notified",
         &[
-            ("timeout 60 devlink monitor >> /run/events & M=$!; sleep 0.5", ""),
+            // The monitor has what it prints before the command returns, and prints it when it is scheduled.
+            (
+                "seen() { for n in $(seq 200); do [ $(grep -c \"$1\" /run/events) -ge $2 ] && return; sleep 0.05; done; }",
+                "",
+            ),
+            ("timeout 60 devlink monitor >> /run/events & M=$!; sleep 1", ""),
             // A setting, before the command returns; and none of one that is refused.
             (
                 &format!(
-                    "devlink dev param set {PF} name io_eq_size value 128 cmode driverinit; cat /run/events | tr -d '\\n'; > /run/events"
+                    "devlink dev param set {PF} name io_eq_size value 128 cmode driverinit; seen param,new 1; cat /run/events | tr -d '\\n'; > /run/events"
                 ),
                 &format!("[param,new] {PF}: name io_eq_size type generic …values:…cmode {steering}"),
             ),
@@ -483,18 +488,18 @@ fn what_is_set_and_what_comes_and_goes_is_notified_once_and_as_it_is_shown() {
             // A reload makes the traps anew.
             (
                 &format!(
-                    "devlink dev reload {PF}; sleep 0.5; grep -c 'trap,del' /run/events; grep -c 'trap,new' /run/events; devlink trap show {PF} trap dmac_filter | grep -o 'action [a-z]*'"
+                    "devlink dev reload {PF}; seen trap,new 2; grep -c 'trap,del' /run/events; grep -c 'trap,new' /run/events; devlink trap show {PF} trap dmac_filter | grep -o 'action [a-z]*'"
                 ),
                 "2\n2\naction drop",
             ),
-            ("> /run/events; echo 1 > /sys/class/net/enp8s0f0np0/device/sriov_numvfs; sleep 0.5", ""),
+            ("> /run/events; echo 1 > /sys/class/net/enp8s0f0np0/device/sriov_numvfs; seen '00.1' 13", ""),
             (
                 &format!("grep -o '\\[[a-z,-]*\\] {VF}' /run/events | LC_ALL=C sort | uniq -c"),
                 &format!(
                     "…1 [dev,new] {VF}\n…8 [param,new] {VF}\n…1 [port,new] {VF}\n…2 [trap,new] {VF}\n…1 [trap-group,new] {VF}"
                 ),
             ),
-            ("> /run/events; echo 0 > /sys/class/net/enp8s0f0np0/device/sriov_numvfs; sleep 0.5", ""),
+            ("> /run/events; echo 0 > /sys/class/net/enp8s0f0np0/device/sriov_numvfs; seen '00.1' 13", ""),
             (
                 &format!("grep -o '\\[[a-z,-]*\\] {VF}' /run/events | LC_ALL=C sort | uniq -c"),
                 &format!(
