@@ -6,6 +6,9 @@
 //!
 //! A program of another build has maps of another form. Then the rules are installed anew in a program of this build, which
 //! is attached behind the other one: that decides until it is taken away, so no frame is lost.
+//!
+//! Filters of the kernel's [classifier] are removed at once, and the rules are installed anew: until then their frames take the
+//! slow path, and their counters begin again.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -17,7 +20,7 @@ use eswitch::datapath::pf_of;
 use flow::{MeterId, Port, RuleId};
 use lockdep::Locked;
 
-use super::{NO_TCX, Plane};
+use super::{Carrier, NO_TCX, Plane, classifier};
 use crate::request::acl;
 use crate::socket::{Socket, within};
 
@@ -62,7 +65,9 @@ pub(super) fn find(inside: &File, netdevs: &[u32]) -> (Option<Pipeline>, Option<
         netdevs.iter().map(|index| leftovers(&mut socket, *index)).collect::<io::Result<Vec<_>>>()
     };
     let unknown = Found { rules: None, meters: BTreeSet::new(), ports: BTreeSet::new(), old: Vec::new() };
-    // Where this process may not look, the rules are installed anew, and nothing that is there is taken away.
+    // An error is that of a kernel that does not say what is there; then there is nothing to remove either.
+    let _ = Socket::open(inside).and_then(|mut socket| classifier::clear(&mut socket, netdevs));
+    // Where this process may not look, the rules are installed anew, and no program that is there is taken away.
     let Ok(Ok(found)) = within(inside, at) else { return (None, Some(unknown)) };
     let found: Vec<Leftover> = found.into_iter().flatten().collect();
     let Some(first) = found.first() else {
@@ -104,7 +109,16 @@ impl Plane {
         let Some(Found { rules, meters, old, .. }) = state.found.take() else { return };
         // An error is that of a netdev which has just gone.
         let _ = within(&self.inside, || old.into_iter().for_each(|old| drop(old.detach())));
-        let Some(mut pipeline) = state.pipeline.take() else { return };
+        let mut pipeline = match state.carrier.take() {
+            Some(Carrier::Program(pipeline)) => pipeline,
+            Some(Carrier::Classifier(mut classifier)) => {
+                // The end of a takeover removes what is before the ties.
+                classifier.open_again();
+                state.carrier = Some(Carrier::Classifier(classifier));
+                return;
+            }
+            None => return,
+        };
         let rules = rules.unwrap_or_default().into_iter().map(Change::Remove);
         pipeline.commit(&rules.chain(meters.into_iter().map(Change::RemoveMeter)).collect::<Vec<_>>());
         let is_known = |port: &Port| state.switches.get(&pf_of(*port)).is_some_and(|of| of.ports.contains(port));
@@ -114,7 +128,7 @@ impl Plane {
         let without_rules = without_rules.copied().filter(|port| !state.has_rules(*port));
         self.detach_all(&mut pipeline, &without_rules.chain(unknown.iter().copied()).collect());
         unknown.into_iter().for_each(|port| drop(pipeline.remove_port(port)));
-        state.pipeline = Some(pipeline);
+        state.carrier = Some(Carrier::Program(pipeline));
         let all: Vec<Port> = state.switches.values().flat_map(|switch| &switch.ports).copied().collect();
         state.tell(&all);
     }
