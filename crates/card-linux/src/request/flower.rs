@@ -166,8 +166,11 @@ pub(crate) fn keys(rule: &Rule) -> Result<Keys, Lacks> {
     };
     for field in mask.fields() {
         match field {
-            // It is that of the port which has the rule, or of the addresses.
-            F::InPort | F::AddrType => {}
+            // It is the port that has the rule.
+            F::InPort => {}
+            // An address says it.
+            F::AddrType if matches.exact(field) == Some(4) && (mask.has(F::Ip4Src) || mask.has(F::Ip4Dst)) => {}
+            F::AddrType if matches.exact(field) == Some(6) && (mask.has(F::Ip6Src) || mask.has(F::Ip6Dst)) => {}
             F::EthType | F::VlanTpid | F::VlanEthType | F::CvlanTpid | F::CvlanEthType => {}
             F::VlanId => keys.push((TCA_FLOWER_KEY_VLAN_ID, (whole(field, 0xfff)? as u16).to_ne_bytes().to_vec())),
             F::VlanPrio => keys.push((TCA_FLOWER_KEY_VLAN_PRIO, vec![whole(field, 7)? as u8])),
@@ -205,7 +208,7 @@ pub(crate) fn keys(rule: &Rule) -> Result<Keys, Lacks> {
 }
 
 /// The EtherTypes of a match as the kernel takes them: from the outside, the type of each tag and then what follows it
-/// (`fl_set_key`).
+/// (`fl_set_key`). What is said of the type behind one tag is compared with the type behind all: the kernel has no other.
 fn ethertypes(matches: &Match) -> Result<Keys, Lacks> {
     use Field as F;
     let exact = |field: F| match (matches.mask().has(field), matches.exact(field)) {
@@ -216,14 +219,19 @@ fn ethertypes(matches: &Match) -> Result<Keys, Lacks> {
         (Some(one), Some(other)) if one != other => lacks(format!("{} of another value", field.word())),
         (one, other) => Ok(one.or(other)),
     };
-    let innermost = exact(F::EthType)?;
-    let types = match (exact(F::VlanTpid)?, exact(F::CvlanTpid)?) {
+    // The kernel takes the type of a tag for a tag, and nothing else for one.
+    let of_tag = |field: F, is_tag: bool| match exact(field)? {
+        Some(value) if matches!(value, 0x8100 | 0x88a8) != is_tag => lacks(format!("{} {value:#06x}", field.word())),
+        value => Ok(value),
+    };
+    let innermost = of_tag(F::EthType, false)?;
+    let types = match (of_tag(F::VlanTpid, true)?, of_tag(F::CvlanTpid, true)?) {
         (None, _) => [innermost, None, None],
-        (Some(outer), None) => [Some(outer), same(F::VlanEthType, exact(F::VlanEthType)?, innermost)?, None],
+        (Some(outer), None) => [Some(outer), same(F::VlanEthType, of_tag(F::VlanEthType, false)?, innermost)?, None],
         (Some(outer), Some(inner)) => [
             Some(outer),
             same(F::VlanEthType, exact(F::VlanEthType)?, Some(inner))?,
-            same(F::CvlanEthType, exact(F::CvlanEthType)?, innermost)?,
+            same(F::CvlanEthType, of_tag(F::CvlanEthType, false)?, innermost)?,
         ],
     };
     let kinds = [TCA_FLOWER_KEY_ETH_TYPE, TCA_FLOWER_KEY_VLAN_ETH_TYPE, TCA_FLOWER_KEY_CVLAN_ETH_TYPE];
@@ -603,3 +611,6 @@ pub(crate) fn samples() -> Vec<TcAction> {
     .chain(edited)
     .collect()
 }
+
+#[cfg(test)]
+mod tests;
