@@ -18,7 +18,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, PipeWriter, Write};
 
@@ -271,6 +271,11 @@ impl Operation<'_> {
     /// Notes in which classes what functions of a PF send waits, before flow rules are asked.
     pub(crate) fn set_lanes(&mut self, pf: PfIndex, classes: &BTreeMap<Vport, u32>) {
         self.card.plane.set_lanes(&mut self.cx, pf, classes);
+    }
+
+    /// Notes which functions of a PF are limited.
+    pub(crate) fn set_limited(&mut self, pf: PfIndex, functions: &BTreeSet<Vport>) {
+        self.card.plane.set_limited(&mut self.cx, pf, functions);
     }
 
     /// Notes that the lane of a PF is about to be deleted.

@@ -83,6 +83,8 @@ struct Ports {
     without_link: BTreeSet<Port>,
     /// Those of functions whose netdevs have native XDP programs.
     with_xdp: BTreeSet<Port>,
+    /// Those of the limited functions of each PF.
+    limited: BTreeMap<PfIndex, BTreeSet<Port>>,
     /// Where what the limited functions of each PF send waits.
     lanes: BTreeMap<PfIndex, BTreeMap<Port, Lane>>,
     /// The PFs whose lanes lead back to the program.
@@ -189,7 +191,16 @@ impl Plane {
             self.attach_lanes(pipeline, ports);
         }
         state.tell(&changed);
-        state.tell_classifier();
+    }
+
+    /// Notes which functions of a PF are limited. The classifier does not ask the rules for what these send, as the kernel
+    /// has no lane that leads back to it.
+    pub(crate) fn set_limited<L>(&self, cx: &mut Locked<'_, L>, pf: PfIndex, functions: &BTreeSet<Vport>) {
+        let mut state = self.state.lock_leaf(cx);
+        let ports = functions.iter().map(|vport| datapath::port(pf, *vport)).collect();
+        if state.ports.limited.insert(pf, ports).unwrap_or_default() != state.ports.limited[&pf] {
+            state.tell_classifier();
+        }
     }
 
     /// Has the lanes of PFs lead back to the program. One that cannot is not used: its functions are limited only as far as
@@ -329,11 +340,10 @@ impl State {
 
     fn surroundings(&self) -> Surroundings {
         let Self { switches, ports, .. } = self;
-        let lanes = ports.lanes.iter().filter(|(_, lanes)| !lanes.is_empty());
         let wires = switches.keys().map(|pf| (*pf, ports.wires(*pf)));
         Surroundings {
             inactive: switches.iter().filter(|(_, switch)| !switch.active).map(|(pf, _)| *pf).collect(),
-            limited: lanes.map(|(pf, lanes)| (*pf, lanes.keys().copied().collect())).collect(),
+            limited: ports.limited.clone(),
             wires: wires.filter(|(_, wires)| !wires.is_empty()).collect(),
         }
     }
@@ -361,7 +371,8 @@ impl Plane {
         let mut new = match Pipeline::load(Options::default()) {
             Ok(new) => new,
             Err(error) if is_refused(&error) => {
-                let classifier = Classifier::new(&self.inside, state.surroundings());
+                let found = state.found.as_ref().map_or(&[][..], Found::filters);
+                let classifier = Classifier::new(&self.inside, state.surroundings(), found);
                 return match classifier {
                     Ok(classifier) => Ok(Carrier::Classifier(Box::new(classifier))),
                     Err(missing) => Err(no_carrier(&error, &missing)),

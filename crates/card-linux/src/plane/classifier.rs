@@ -32,9 +32,9 @@ use super::slot_of;
 use crate::layout::Slot;
 use crate::netns::LOOPBACK;
 use crate::refused::refused;
+use crate::request;
 use crate::request::counted::{self, Counted};
 use crate::request::flower::{self, Around, Lacks};
-use crate::request::{self, acl};
 use crate::socket::{Batch, Failure, Socket};
 use crate::sys;
 
@@ -52,6 +52,8 @@ pub(super) struct Classifier {
     /// The index of the next action.
     next: u32,
     around: Surroundings,
+    /// The filters that a dead process has left and that no rule has taken over, with the actions that count.
+    left: BTreeMap<flower::At, Option<u32>>,
 }
 
 /// What decides whether and where rules send, beside themselves.
@@ -140,21 +142,29 @@ fn look(socket: &mut Socket) -> Result<BTreeSet<&'static str>, NoClassifier> {
     Ok(missing)
 }
 
-/// Removes the filters that the rules of a dead process have left at netdevs of a card. Until the rules are installed again,
-/// frames take the slow path.
+/// Whether a dead process has left filters of rules in a card's network namespace: nothing else there has these actions.
+///
+/// # Errors
+/// The kernel cannot be queried.
+pub(super) fn has_left(socket: &mut Socket) -> io::Result<bool> {
+    Ok(!counted::gact(socket)?.is_empty())
+}
+
+/// Removes the filters that the rules of a dead process have left at netdevs of a card.
+///
+/// # Errors
+/// The kernel cannot be queried.
 pub(super) fn clear(socket: &mut Socket, netdevs: &[u32]) -> io::Result<()> {
-    if counted::gact(socket)?.is_empty() {
-        return Ok(());
-    }
     let mut batch = Batch::default();
     for netdev in netdevs {
-        // First what leads to the chains.
-        request::acl::remove(&mut batch, *netdev, acl::Place::Rules);
-        for chain in flower::chains(socket, *netdev)?.into_iter().filter(|chain| *chain != 0) {
-            flower::flush(&mut batch, *netdev, chain);
+        let left = flower::filters(socket, *netdev)?;
+        if !left.is_empty() {
+            // First what leads to the chains.
+            flower::close(&mut batch, *netdev);
         }
+        left.into_iter().for_each(|(at, _)| flower::remove_at(&mut batch, at));
     }
-    // What is not there need not be removed.
+    // What is not there any more need not be removed.
     socket.run(batch);
     Ok(())
 }
@@ -174,10 +184,14 @@ fn not_installed(failure: &Failure) -> CardError {
 }
 
 impl Classifier {
-    /// `inside`: the card's network namespace.
-    pub(super) fn new(inside: &File, around: Surroundings) -> Result<Self, NoClassifier> {
+    /// `inside`: the card's network namespace; `found`: the netdevs there that may have filters of a dead process.
+    pub(super) fn new(inside: &File, around: Surroundings, found: &[u32]) -> Result<Self, NoClassifier> {
         let mut socket = Socket::open(inside)?;
         let missing = look(&mut socket)?;
+        let mut left = BTreeMap::new();
+        for netdev in found {
+            left.extend(flower::filters(&mut socket, *netdev)?);
+        }
         // Actions of a dead process may still be there for a moment, and ours must be others.
         let highest = counted::gact(&mut socket)?.last_key_value().map_or(0, |(index, _)| *index);
         let next = highest.max(counted::highest_police(&mut socket)?) + 1;
@@ -190,6 +204,7 @@ impl Classifier {
             meters: BTreeMap::new(),
             next,
             around,
+            left,
         })
     }
 
@@ -221,7 +236,10 @@ impl Classifier {
         };
         let Some((port, on)) = on else { return Err(unsupported("there is no such port")) };
         self.check(id, rule)?;
-        let counter = self.fresh();
+        let place = handle(id).and_then(|handle| flower::place(on.port(), rule, handle).ok());
+        // The filter that a dead process has left for the rule is replaced by this one, with the same action that counts.
+        let counter = place.and_then(|place| self.left.remove(&place.at())).flatten();
+        let counter = counter.unwrap_or_else(|| self.fresh());
         let (before, seen) = (Counter::default(), Counter::default());
         let floors = self.use_chains(port, rule);
         self.put_floors(&[on], &floors.into_iter().map(|chain| (port, chain)).collect::<Vec<_>>());
@@ -333,7 +351,13 @@ impl Classifier {
         let mut left: Vec<RuleId> = ids.to_vec();
         // A netdev may go between a look and the request; the second look is that of another moment.
         for is_last in [false, true] {
-            let failures = self.put_once(&left);
+            let mut failures = self.put_once(&left);
+            if !failures.is_empty() && !self.left.is_empty() {
+                // What a dead process has left may be in the way.
+                self.remove_left();
+                let failed: Vec<RuleId> = failures.iter().map(|(id, _)| *id).collect();
+                failures = self.put_once(&failed);
+            }
             left = failures.iter().filter(|(_, failure)| failure.errno == Errno::NODEV).map(|(id, _)| *id).collect();
             let others = failures.iter().filter(|(_, failure)| is_last || failure.errno != Errno::NODEV);
             failed.extend(others.map(|(id, failure)| (*id, not_installed(failure))));
@@ -392,9 +416,11 @@ impl Classifier {
         let mut batch = Batch::default();
         for (port, chain) in floors {
             let Some(slot) = slot_of(*port).filter(|slot| exist.contains(&slot.port())) else { continue };
+            let Some(floor) = flower::floor(slot.port(), *chain) else { continue };
             let representor = Some(slot.inner()).filter(|index| exist.contains(index));
+            self.left.remove(&floor.at());
             let index = self.fresh();
-            flower::put_floor(&mut batch, slot.port(), *chain, representor, index);
+            flower::put_floor(&mut batch, &floor, representor, index);
         }
         // If one is missing, what no rule takes is lost; it is only if the netdev has just gone.
         self.socket.run(batch);
@@ -495,13 +521,11 @@ impl Classifier {
         for id in rules {
             let Some(Installed { rule, on, port, .. }) = self.rules.remove(id) else { continue };
             ports.insert(port);
-            if let (Some(handle), Ok(place)) = (handle(*id), flower::place(on.port(), &rule, handle(*id).unwrap_or(0)))
-            {
-                flower::remove(&mut batch, &flower::Place { handle, ..place });
+            if let Some(Ok(place)) = handle(*id).map(|handle| flower::place(on.port(), &rule, handle)) {
+                flower::remove(&mut batch, &place);
             }
-            self.leave_chains(port, &rule)
-                .into_iter()
-                .for_each(|chain| flower::remove_floor(&mut floors, on.port(), chain));
+            let chains = self.leave_chains(port, &rule).into_iter();
+            chains.filter_map(|chain| flower::floor(on.port(), chain)).for_each(|at| flower::remove(&mut floors, &at));
             self.leave_meters(*id, &rule.actions);
         }
         self.settle(&ports);
@@ -603,8 +627,16 @@ impl Classifier {
         self.settle(&ports);
     }
 
-    /// Has the rules of all ports asked again, after everything before the ties was removed.
-    pub(super) fn open_again(&mut self) {
+    /// Removes the filters that a dead process has left and that no rule has taken over.
+    fn remove_left(&mut self) {
+        let mut batch = Batch::default();
+        std::mem::take(&mut self.left).into_keys().for_each(|at| flower::remove_at(&mut batch, at));
+        self.socket.run(batch);
+    }
+
+    /// Ends a takeover. It has removed everything before the ties.
+    pub(super) fn end_taking_over(&mut self) {
+        self.remove_left();
         let ports = std::mem::take(&mut self.open);
         self.settle(&ports);
     }

@@ -7,8 +7,8 @@
 //! A program of another build has maps of another form. Then the rules are installed anew in a program of this build, which
 //! is attached behind the other one: that decides until it is taken away, so no frame is lost.
 //!
-//! Filters of the kernel's [classifier] are removed at once, and the rules are installed anew: until then their frames take the
-//! slow path, and their counters begin again.
+//! Filters of the kernel's [classifier] stay, too. A rule that the engine asks for again takes the place of its own, and keeps its
+//! counter; those that it does not ask for are removed at the end. For a moment then, frames take the slow path.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -34,6 +34,8 @@ pub(super) struct Found {
     ports: BTreeSet<Port>,
     /// Programs that were attached by tcx and are to go.
     old: Vec<Leftover>,
+    /// The netdevs that may have filters of rules which the kernel's classifier carried out.
+    filters: Vec<u32>,
 }
 
 impl Found {
@@ -52,6 +54,11 @@ impl Found {
         self.ports.contains(&port)
     }
 
+    /// The netdevs that may have filters of rules.
+    pub(super) fn filters(&self) -> &[u32] {
+        &self.filters
+    }
+
     /// Notes that a meter is asked for again.
     pub(super) fn claim_meter(&mut self, id: MeterId) {
         self.meters.remove(&id);
@@ -64,14 +71,18 @@ pub(super) fn find(inside: &File, netdevs: &[u32]) -> (Option<Pipeline>, Option<
         let mut socket = Socket::open(inside)?;
         netdevs.iter().map(|index| leftovers(&mut socket, *index)).collect::<io::Result<Vec<_>>>()
     };
-    let unknown = Found { rules: None, meters: BTreeSet::new(), ports: BTreeSet::new(), old: Vec::new() };
-    // An error is that of a kernel that does not say what is there; then there is nothing to remove either.
-    let _ = Socket::open(inside).and_then(|mut socket| classifier::clear(&mut socket, netdevs));
+    let unknown =
+        Found { rules: None, meters: BTreeSet::new(), ports: BTreeSet::new(), old: Vec::new(), filters: Vec::new() };
+    // A kernel that does not say what is there has nothing there.
+    let mut socket = Socket::open(inside).ok();
+    let by_filters = socket.as_mut().is_some_and(|socket| classifier::has_left(socket).unwrap_or(false));
+    let unknown = Found { filters: if by_filters { netdevs.to_vec() } else { Vec::new() }, ..unknown };
     // Where this process may not look, the rules are installed anew, and no program that is there is taken away.
     let Ok(Ok(found)) = within(inside, at) else { return (None, Some(unknown)) };
     let found: Vec<Leftover> = found.into_iter().flatten().collect();
     let Some(first) = found.first() else {
-        return (None, Some(Found { rules: Some(BTreeSet::new()), ..unknown }));
+        let rules = if by_filters { None } else { Some(BTreeSet::new()) };
+        return (None, Some(Found { rules, ..unknown }));
     };
     let id = first.id;
     let ours = found.iter().filter(|leftover| leftover.id == id && leftover.by_tcx).map(|leftover| leftover.ifindex);
@@ -81,7 +92,7 @@ pub(super) fn find(inside: &File, netdevs: &[u32]) -> (Option<Pipeline>, Option<
             let (rules, meters) = (Some(pipeline.rules().collect()), pipeline.meters().collect());
             let ports = pipeline.ports().unwrap_or_default().into_iter().collect();
             let old = found.into_iter().filter(|leftover| leftover.id != id && leftover.by_tcx).collect();
-            (Some(pipeline), Some(Found { rules, meters, ports, old }))
+            (Some(pipeline), Some(Found { rules, meters, ports, old, ..unknown }))
         }
         Err(_) => {
             let old = found.into_iter().filter(|leftover| leftover.by_tcx).collect();
@@ -106,14 +117,17 @@ impl Plane {
     /// Removes what was found and not asked for again.
     pub(crate) fn end_taking_over<L>(&self, cx: &mut Locked<'_, L>) {
         let mut state = self.state.lock_leaf(cx);
-        let Some(Found { rules, meters, old, .. }) = state.found.take() else { return };
+        let Some(Found { rules, meters, old, filters, .. }) = state.found.take() else { return };
         // An error is that of a netdev which has just gone.
         let _ = within(&self.inside, || old.into_iter().for_each(|old| drop(old.detach())));
+        if !filters.is_empty() && !matches!(state.carrier, Some(Carrier::Classifier(_))) {
+            // An error is that of a netdev which has just gone.
+            let _ = Socket::open(&self.inside).and_then(|mut socket| classifier::clear(&mut socket, &filters));
+        }
         let mut pipeline = match state.carrier.take() {
             Some(Carrier::Program(pipeline)) => pipeline,
             Some(Carrier::Classifier(mut classifier)) => {
-                // The end of a takeover removes what is before the ties.
-                classifier.open_again();
+                classifier.end_taking_over();
                 state.carrier = Some(Carrier::Classifier(classifier));
                 return;
             }

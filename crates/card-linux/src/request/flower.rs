@@ -3,7 +3,6 @@
 //! A rule either becomes a filter that does the same with the same frames, or is refused with the key or the action that
 //! the classifier does not have. The first action of each filter counts, and does nothing else.
 
-use std::collections::BTreeSet;
 use std::io;
 
 use flow::{
@@ -23,7 +22,7 @@ use netlink::tc::{
     TCA_VLAN_ACT_POP, TCA_VLAN_ACT_PUSH, TCA_VLAN_PARMS, TCA_VLAN_PUSH_VLAN_ID, TCA_VLAN_PUSH_VLAN_PRIORITY,
     TCA_VLAN_PUSH_VLAN_PROTOCOL, TCMSG,
 };
-use netlink::{Builder, Flags, Message, find};
+use netlink::{Builder, Flags, Message, find, u32_at};
 
 use super::NONE;
 use super::tie::tcm;
@@ -561,19 +560,17 @@ pub(crate) fn close(batch: &mut Batch, netdev: u32) {
     });
 }
 
-/// Sends what no rule of a chain takes to the representor, as the tie does: the kernel does not come back from a chain. If
-/// the representor does not exist, it is dropped, by an action of this index.
-pub(crate) fn put_floor(batch: &mut Batch, netdev: u32, of_rules: u32, representor: Option<u32>, index: u32) {
-    let Ok(chain) = chain(of_rules) else { return };
-    let place = Place { netdev, chain, priority: LAST_PRIORITY + 1, protocol: Protocol::All, handle: 1 };
-    let action = representor.map_or_else(|| verdict(index, TC_ACT_SHOT), |inner| send(false, inner));
-    put(batch, &place, &Vec::new(), &[action]);
+/// Where the last filter of a chain of rules is, if the kernel has such a chain.
+pub(crate) fn floor(netdev: u32, of_rules: u32) -> Option<Place> {
+    let chain = chain(of_rules).ok()?;
+    Some(Place { netdev, chain, priority: LAST_PRIORITY + 1, protocol: Protocol::All, handle: 1 })
 }
 
-/// Removes what sends on what no rule of a chain takes.
-pub(crate) fn remove_floor(batch: &mut Batch, netdev: u32, of_rules: u32) {
-    let Ok(chain) = chain(of_rules) else { return };
-    remove(batch, &Place { netdev, chain, priority: LAST_PRIORITY + 1, protocol: Protocol::All, handle: 1 });
+/// Sends what no rule of a chain takes to the representor, as the tie does: the kernel does not come back from a chain. If
+/// the representor does not exist, it is dropped, by an action of this index.
+pub(crate) fn put_floor(batch: &mut Batch, floor: &Place, representor: Option<u32>, index: u32) {
+    let action = representor.map_or_else(|| verdict(index, TC_ACT_SHOT), |inner| send(false, inner));
+    put(batch, floor, &Vec::new(), &[action]);
 }
 
 /// Removes the ingress qdisc of a netdev, with all filters.
@@ -583,16 +580,48 @@ pub(crate) fn remove_ingress(batch: &mut Batch, netdev: u32) {
     });
 }
 
-/// The chains, by the kernel's numbers, in which there are filters for what a netdev receives.
+/// Where a filter is, as the kernel says it: its netdev, chain, priority and protocol, and handle.
+pub(crate) type At = (u32, u32, u32, u32);
+
+impl Place {
+    /// The place as the kernel says it.
+    pub(crate) fn at(&self) -> At {
+        let header = self.header(self.handle);
+        (self.netdev, self.chain, u32_at(&header, 16).unwrap_or(0), self.handle)
+    }
+}
+
+/// Removes a filter that was found.
+pub(crate) fn remove_at(batch: &mut Batch, (netdev, chain, info, handle): At) {
+    batch.push(RTM_DELTFILTER, NONE, |to| {
+        to.raw(&tcm(netdev, handle, TC_H_FILTER_INGRESS, info)).text(TCA_KIND, KIND).u32(TCA_CHAIN, chain);
+    });
+}
+
+/// The filters for what a netdev receives, in other chains than the first, each with the index of the action that counts.
 ///
 /// # Errors
 /// The kernel cannot be queried.
-pub(crate) fn chains(socket: &mut Socket, netdev: u32) -> io::Result<BTreeSet<u32>> {
+pub(crate) fn filters(socket: &mut Socket, netdev: u32) -> io::Result<Vec<(At, Option<u32>)>> {
     let body = |to: &mut Builder| {
         to.raw(&tcm(netdev, 0, TC_H_FILTER_INGRESS, 0));
     };
-    let read = |message: &Message<'_>| find(message.after(TCMSG)?, TCA_CHAIN)?.u32();
-    Ok(socket.dump(RTM_GETTFILTER, body, read)?.into_iter().collect())
+    let read = |message: &Message<'_>| {
+        let at = |n| u32_at(message.payload(), n);
+        let attributes = message.after(TCMSG)?;
+        let chain = find(attributes, TCA_CHAIN)?.u32()?;
+        let is_ours = find(attributes, TCA_KIND)?.string() == Some(KIND) && chain != 0;
+        // Without a handle it is the priority.
+        let handle = at(8).filter(|handle| is_ours && *handle != 0)?;
+        let counter = find(attributes, TCA_OPTIONS).and_then(|options| {
+            let first = find(find(options.value, TCA_FLOWER_ACT)?.value, 1)?.value;
+            let is_gact = find(first, TCA_ACT_KIND)?.string() == Some("gact");
+            let parms = find(find(first, TCA_ACT_OPTIONS)?.value, TCA_GACT_PARMS).filter(|_| is_gact)?;
+            u32_at(parms.value, 0)
+        });
+        Some(((at(4)?, chain, at(16)?, handle), counter))
+    };
+    socket.dump(RTM_GETTFILTER, body, read)
 }
 
 /// One action of each kind that filters of rules have, to find out whether the kernel has it.

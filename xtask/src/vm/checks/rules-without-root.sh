@@ -151,13 +151,10 @@ no_rule "$rep0" 3
 say "rewritten headers, with their checksums"
 ip netns exec two python3 -m http.server 8080 --directory /proc/sys/net/ipv4 >/dev/null 2>&1 &
 server=$!
+until ip netns exec two ss -ltn | grep -q :8080; do sleep 0.2; done
 rule "$rep0" protocol ip prio 4 flower skip_sw ip_proto tcp dst_port 80 action pedit ex munge tcp dport set 8080 pipe action csum ip4h and tcp pipe action mirred egress redirect dev "$rep1"
 rule "$rep1" protocol ip prio 4 flower skip_sw ip_proto tcp src_port 8080 action pedit ex munge tcp sport set 80 pipe action csum ip4h and tcp pipe action mirred egress redirect dev "$rep0"
-answer=
-for _ in 1 2 3 4 5 6 7 8 9 10; do
-  if answer=$(ip netns exec one python3 -c 'import urllib.request as r; print(r.urlopen("http://10.0.0.2:80/tcp_wmem", timeout=10).status)'); then break; fi
-  sleep 1
-done
+answer=$(ip netns exec one python3 -c 'import urllib.request as r; print(r.urlopen("http://10.0.0.2:80/tcp_wmem", timeout=20).status)')
 same "$answer" 200 "the answer from another port"
 kill "$server"
 [ "$(hits "$rep1" 4)" -gt 3 ] || fail "the rule that rewrites has counted $(hits "$rep1" 4)"

@@ -173,9 +173,9 @@ fn an_edit_brings_the_checksums_that_cover_it() {
         read.iter().filter_map(sum).collect::<Vec<u32>>()
     };
     let (ip, tcp, udp) = (Csum::IP4_HEADER.0, Csum::TCP.0, Csum::UDP.0);
-    assert_eq!(sums(&[mac.clone()]), []);
-    assert_eq!(sums(&[ttl.clone()]), [ip]);
-    assert_eq!(sums(&[port.clone()]), [tcp]);
+    assert_eq!(sums(std::slice::from_ref(&mac)), []);
+    assert_eq!(sums(std::slice::from_ref(&ttl)), [ip]);
+    assert_eq!(sums(std::slice::from_ref(&port)), [tcp]);
     assert_eq!(sums(&[address.clone(), port, Action::Csum(Csum::IP4_HEADER)]), [ip | tcp | udp]);
     assert_eq!(sums(&[mac, ttl, Action::VlanPop, address]), [ip, ip | tcp | udp]);
 }
