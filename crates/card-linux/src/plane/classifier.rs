@@ -490,28 +490,31 @@ impl Classifier {
     /// Gives a rule other actions.
     pub(super) fn set_actions(&mut self, id: RuleId, rule: &Rule) -> Result<(), CardError> {
         self.check(id, rule)?;
-        let before = self.replace(id, rule);
+        let Some((before, mut floors)) = self.replace(id, rule) else { return Ok(()) };
         let failed = self.put(&[id]).remove(&id);
-        if let (Some(_), Some(before)) = (&failed, before) {
-            self.replace(id, &before);
+        if failed.is_some() {
+            floors = self.replace(id, &before).map(|(_, floors)| floors).unwrap_or_default();
             // The kernel had it so a moment ago.
             self.put(&[id]);
         }
+        let mut batch = Batch::default();
+        floors.iter().for_each(|floor| flower::remove(&mut batch, floor));
+        self.socket.run(batch);
         failed.map_or(Ok(()), Err)
     }
 
-    /// Notes that a rule is another one, which has the same place. Returns the one that it was.
-    fn replace(&mut self, id: RuleId, rule: &Rule) -> Option<Rule> {
+    /// Notes that a rule is another one, which has the same place. Returns the one that it was, and the last filters of
+    /// chains that no rule uses any more.
+    fn replace(&mut self, id: RuleId, rule: &Rule) -> Option<(Rule, Vec<flower::Place>)> {
         let installed = self.rules.get_mut(&id)?;
         let (port, on) = (installed.port, installed.on);
         let before = std::mem::replace(&mut installed.rule, rule.clone());
-        let floors = self.use_chains(port, rule);
-        self.put_floors(&[on], &floors.into_iter().map(|chain| (port, chain)).collect::<Vec<_>>());
-        // A chain that no rule leads to any more keeps its last filter as long as the port has rules: a frame may be there.
-        self.leave_chains(port, &before);
+        let new = self.use_chains(port, rule);
+        self.put_floors(&[on], &new.into_iter().map(|chain| (port, chain)).collect::<Vec<_>>());
+        let left = self.leave_chains(port, &before);
         self.leave_meters(id, &before.actions);
         self.use_meters(id, &rule.actions);
-        Some(before)
+        Some((before, left.into_iter().filter_map(|chain| flower::floor(on.port(), chain)).collect()))
     }
 
     /// Removes rules, with what no other rule uses.

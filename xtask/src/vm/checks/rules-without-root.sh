@@ -31,6 +31,10 @@ END
   say "the daemon is killed, and the next one takes the card over: the rules are there again"
   daemon=$(grep -o 'process [0-9]*' <<<"$up")
   kill -9 "${daemon#process }"
+  while [ -e "/proc/${daemon#process }" ]; do sleep 0.1; done
+  # What keeps the card's namespaces while no daemon runs.
+  keeper=$(pgrep -o -U 65534 esw)
+  nsenter -t "$keeper" --user --net --mount --preserve-credentials ip netns exec one ping -c 3 -i 0.2 -W 5 -q 10.0.0.2
   as_user "$folder/esw" up --daemon --detach --config "$folder/cards.toml"
   as_user "$folder/esw" exec -- bash "$folder/${0##*/}" inside again
   exit
@@ -60,6 +64,8 @@ if [ "${2:-}" = again ]; then
   before=$(rx "$rep0")
   passes 4
   same "$(rx "$rep0")" "$before" "frames at the representor after the takeover"
+  # With three frames before the takeover, three while no daemon ran, and addresses that are asked for.
+  [ "$(hits "$rep0" 10)" -ge 10 ] || fail "the rule has counted $(hits "$rep0" 10) frames"
   devlink dev eswitch set "$pf" mode legacy
   for port in p0v0 p0v1 p0v2 wire0; do
     if filters "$port" | grep flower; then fail "$port has filters in legacy mode"; fi
