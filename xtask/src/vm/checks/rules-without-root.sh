@@ -33,8 +33,8 @@ END
   kill -9 "${daemon#process }"
   while [ -e "/proc/${daemon#process }" ]; do sleep 0.1; done
   # What keeps the card's namespaces while no daemon runs.
-  keeper=$(pgrep -o -U 65534 esw)
-  nsenter -t "$keeper" --user --net --mount --preserve-credentials ip netns exec one ping -c 3 -i 0.2 -W 5 -q 10.0.0.2
+  keeper=$(pgrep -U 65534 -f '^/proc/self/exe keeper')
+  as_user nsenter -t "$keeper" --user --net --mount --preserve-credentials ip netns exec one ping -c 3 -i 0.2 -W 5 -q 10.0.0.2
   as_user "$folder/esw" up --daemon --detach --config "$folder/cards.toml"
   as_user "$folder/esw" exec -- bash "$folder/${0##*/}" inside again
   exit
@@ -60,7 +60,7 @@ fails() { if ip netns exec one ping -c 2 -i 0.2 -W 1 -q 10.0.0.2; then fail "$*"
 same() { [ "$1" = "$2" ] || fail "$3: $1 and not $2"; }
 
 if [ "${2:-}" = again ]; then
-  filters p0v0 | grep -q 'pref 65535 flower chain 1' || fail "no rules are there"
+  grep -q 'pref 65535 flower chain 1' <<<"$(filters p0v0)" || fail "no rules are there"
   before=$(rx "$rep0")
   passes 4
   same "$(rx "$rep0")" "$before" "frames at the representor after the takeover"
@@ -108,7 +108,7 @@ passes 5
 same "$(hits "$rep0" 10) $(bytes "$rep0" 10)" "5 490" "frames and bytes of the rule at VF 0"
 same "$(hits "$rep1" 10) $(bytes "$rep1" 10)" "5 490" "frames and bytes of the rule at VF 1"
 same "$(rx "$rep0") $(rx "$rep1")" "$before $before1" "frames at the representors"
-filters p0v0 | grep -q 'pref 10 flower chain 1' || fail "the kernel's classifier does not have the rule"
+grep -q 'pref 10 flower chain 1' <<<"$(filters p0v0)" || fail "the kernel's classifier does not have the rule"
 
 say "what is not supported is refused by name, and changes nothing"
 before=$(filters p0v0)
@@ -157,7 +157,7 @@ no_rule "$rep0" 3
 say "rewritten headers, with their checksums"
 ip netns exec two python3 -m http.server 8080 --directory /proc/sys/net/ipv4 >/dev/null 2>&1 &
 server=$!
-until ip netns exec two ss -ltn | grep -q :8080; do sleep 0.2; done
+until grep -q :8080 <<<"$(ip netns exec two ss -ltn)"; do sleep 0.2; done
 rule "$rep0" protocol ip prio 4 flower skip_sw ip_proto tcp dst_port 80 action pedit ex munge tcp dport set 8080 pipe action csum ip4h and tcp pipe action mirred egress redirect dev "$rep1"
 rule "$rep1" protocol ip prio 4 flower skip_sw ip_proto tcp src_port 8080 action pedit ex munge tcp sport set 80 pipe action csum ip4h and tcp pipe action mirred egress redirect dev "$rep0"
 answer=$(ip netns exec one python3 -c 'import urllib.request as r; print(r.urlopen("http://10.0.0.2:80/tcp_wmem", timeout=20).status)')
