@@ -25,7 +25,7 @@ use datapath_bpf::Pipeline;
 use eswitch::card::CardError;
 use eswitch::datapath::pf_of;
 use eswitch::{PfIndex, Vport};
-use flow::{Action, Block, Control, Counter, Meter, MeterId, Port, Protocol, Rule, RuleId};
+use flow::{Action, Block, Control, Counter, Field, Meter, MeterId, Port, Protocol, Rule, RuleId};
 use netlink::{Errno, strerror};
 
 use super::slot_of;
@@ -474,8 +474,7 @@ impl Classifier {
             let Some(Counted { packets, bytes, idle }) = counted.get(&rule.counter) else { continue };
             let packets = rule.before.packets + packets;
             if packets != rule.seen.packets {
-                // The kernel counts what a netdev receives without its Ethernet header.
-                let bytes = rule.before.bytes + bytes + 14 * (packets - rule.before.packets);
+                let bytes = rule.before.bytes + bytes + uncounted(&rule.rule) * (packets - rule.before.packets);
                 rule.seen = Counter { packets, bytes, last_used: now.saturating_sub(*idle) };
             }
         }
@@ -648,6 +647,12 @@ impl Classifier {
 /// The handle of the filter of a rule; 0 is none.
 fn handle(id: RuleId) -> Option<u32> {
     u32::try_from(id.0).ok()?.checked_add(1)
+}
+
+/// Bytes of a rule's frames that the kernel does not count: it has taken off the Ethernet header and the outer VLAN tag. Of a
+/// rule for frames with and without a tag it is not known which there were.
+fn uncounted(rule: &Rule) -> u64 {
+    if rule.matches.mask().has(Field::VlanTpid) { 18 } else { 14 }
 }
 
 /// The chain of a rule, and the one that it leads to.

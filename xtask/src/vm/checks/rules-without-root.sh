@@ -144,6 +144,7 @@ rule "$rep0" protocol ip prio 2 flower skip_sw dst_ip 10.5.0.0/24 action vlan pu
 rule "$rep1" protocol 802.1Q prio 2 flower skip_sw vlan_id 5 vlan_ethtype ip action vlan pop pipe action mirred egress redirect dev "$rep0"
 ip netns exec one ping -c 3 -i 0.2 -W 5 -q 10.5.0.2
 same "$(hits "$rep0" 2) $(hits "$rep1" 2)" "3 3" "frames that got a tag, and lost one"
+same "$(bytes "$rep0" 2) $(bytes "$rep1" 2)" "294 306" "their bytes before that"
 no_rule "$rep0" 2
 no_rule "$rep1" 2
 
