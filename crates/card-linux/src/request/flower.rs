@@ -417,6 +417,9 @@ fn outcome(control: Control) -> Result<u32, Lacks> {
 /// # Errors
 /// The kernel has no action that does the same.
 pub(crate) fn actions(rule: &Rule, around: &mut Around<'_>) -> Result<Vec<TcAction>, Lacks> {
+    if edits_behind_two_tags(rule) {
+        return lacks("pedit behind two VLAN tags");
+    }
     let mut actions = vec![verdict(around.counter, TC_ACT_PIPE)];
     let mut rest = &rule.actions[..];
     while let [action, behind @ ..] = rest {
@@ -471,6 +474,22 @@ fn send_or_drop(netdev: Option<u32>, around: &mut Around<'_>) -> TcAction {
         Some(netdev) => send(false, netdev),
         None => verdict((around.fresh)(), TC_ACT_SHOT),
     }
+}
+
+/// Whether a rule changes headers of IP, TCP or UDP while the frame has two tags, as far as is known. There the kernel takes
+/// the inner tag for the header of IP.
+fn edits_behind_two_tags(rule: &Rule) -> bool {
+    let mask = rule.matches.mask();
+    let mut tags: i32 = [Field::VlanTpid, Field::CvlanTpid].map(|field| i32::from(mask.has(field))).iter().sum();
+    rule.actions.iter().any(|action| {
+        match action {
+            Action::VlanPush(_) => tags += 1,
+            Action::VlanPop => tags = (tags - 1).max(0),
+            Action::Edit(edit) => return tags > 1 && edit.field.place().0 != Header::Eth,
+            _ => {}
+        }
+        false
+    })
 }
 
 /// Appends one action for all edits in a row, and one for the checksums that cover what they change. Returns the actions

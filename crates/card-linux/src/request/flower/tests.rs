@@ -225,6 +225,7 @@ fn what_the_classifier_does_not_have_is_named() {
         options: Vec::new(),
         neighbour: None,
     };
+    let tag = VlanTag { tpid: 0x8100, id: 7, priority: 2 };
     let jump = Police { meter: MeterId(1), conform: Control::Jump(2), exceed: Control::Drop };
     let vlan = Match::new().with(Field::VlanTpid, 0x8100_u16);
     let cases = [
@@ -236,6 +237,10 @@ fn what_the_classifier_does_not_have_is_named() {
         (send(Action::Police(jump)), "police with a jump"),
         (send(Edit::add(EditField::TcpDst, 1)), "pedit add for TcpDst, which has 2 bytes"),
         (tcp([Action::VlanPop, Action::Goto(1)]), "goto chain behind another action"),
+        (
+            tcp([Action::VlanPush(tag), Action::VlanPush(tag), Edit::set(EditField::Ip4Ttl, 9_u8), Action::Drop]),
+            "pedit behind two VLAN tags",
+        ),
         (tcp(vec![Action::VlanPop; 32]), "room for 34 actions; a filter has at most 32"),
         (matching(Match::new().with_ct_state(1, 0)), "ct_state"),
         (matching(Match::new().with(Field::EncKeyId, 5_u32)), "enc_key_id"),
