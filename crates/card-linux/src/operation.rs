@@ -274,6 +274,11 @@ impl Operation<'_> {
         self.card.plane.set_lanes(&mut self.cx, pf, classes);
     }
 
+    /// Notes which functions of a PF are limited.
+    pub(crate) fn set_limited(&mut self, pf: PfIndex, functions: &BTreeSet<Vport>) {
+        self.card.plane.set_limited(&mut self.cx, pf, functions);
+    }
+
     /// Notes that the lane of a PF is about to be deleted.
     pub(crate) fn forget_lane(&mut self, pf: PfIndex) {
         self.card.plane.forget_lane(&mut self.cx, pf);

@@ -4,10 +4,12 @@
 //! loaded with the first rule, and attached only at ports that have rules. There it comes before the ties: what a rule
 //! takes never reaches the representor, and what no rule takes does, as before.
 //!
-//! Where the kernel refuses the program, as it does without root, rules are refused with that reason.
+//! Where the kernel refuses the program, as it does without root, its own [classifier] carries rules out, as far as it can. Where
+//! the kernel does not have that, rules are refused with both reasons.
 //!
 //! What is attached stays without a process, and carries frames on. The next process [takes it over](takeover).
 
+mod classifier;
 mod takeover;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,11 +37,12 @@ use crate::request::acl;
 use crate::socket::{Socket, within};
 use crate::sys;
 
+use classifier::{Classifier, NoClassifier, Surroundings};
 use takeover::Found;
 
 lock_classes! {
-    /// What the program knows of ports and rules. Requests to the kernel's maps are made while it is held: they wait for
-    /// nothing.
+    /// What carries rules out, and what it knows of ports. Requests to the kernel are made while it is held: those to maps
+    /// wait for nothing, those for filters for the kernel alone.
     leaf PlaneClass = "card data plane";
     /// The samples that the program has taken, for the one thread that reads them.
     leaf SamplesClass = "card samples";
@@ -60,14 +63,31 @@ pub(crate) struct Plane {
 
 #[derive(Default)]
 struct State {
-    /// The program, once there has been a rule.
-    pipeline: Option<Pipeline>,
+    /// What carries rules out, once there has been one.
+    carrier: Option<Carrier>,
     /// Whether somebody wants samples.
     samples_wanted: bool,
     switches: BTreeMap<PfIndex, Switch>,
     ports: Ports,
     /// What a dead process has left, while the card is being taken over.
     found: Option<Found>,
+}
+
+/// What carries rules out.
+enum Carrier {
+    /// The eBPF program.
+    Program(Box<Pipeline>),
+    /// The kernel's classifier, where the kernel refuses the program.
+    Classifier(Box<Classifier>),
+}
+
+impl Carrier {
+    fn program(&mut self) -> Option<&mut Pipeline> {
+        match self {
+            Self::Program(pipeline) => Some(pipeline),
+            Self::Classifier(_) => None,
+        }
+    }
 }
 
 /// What the program is told of ports beside their E-Switch.
@@ -77,6 +97,8 @@ struct Ports {
     without_link: BTreeSet<Port>,
     /// Those of functions whose netdevs have native XDP programs.
     with_xdp: BTreeSet<Port>,
+    /// Those of the limited functions of each PF.
+    limited: BTreeMap<PfIndex, BTreeSet<Port>>,
     /// Where what the limited functions of each PF send waits.
     lanes: BTreeMap<PfIndex, BTreeMap<Port, Lane>>,
     /// The PFs whose lanes lead back to the program.
@@ -115,11 +137,15 @@ struct Switch {
 /// The error number with which a kernel before Linux 6.6 refuses tcx.
 const NO_TCX: i32 = libc::EINVAL;
 
-/// Why no card could carry out flow rules here, if that is so: the kernel refuses the program, or is too old to attach it.
+/// Why no card could carry out flow rules here, if that is so: the kernel refuses the program, or is too old to attach it,
+/// and it does not have the classifier that would do instead.
 pub fn cannot_offload() -> Option<String> {
     let small = Options { max_rules: 16, max_actions: 16, max_masks: 16, max_meters: 16, ..Options::default() };
     let mut pipeline = match Pipeline::load(small) {
         Ok(pipeline) => pipeline,
+        Err(error) if is_refused(&error) => {
+            return classifier::is_there().err().map(|missing| format!("{error}; {missing}"));
+        }
         Err(error) => return Some(error.to_string()),
     };
     // There is no such netdev, and a kernel that could attach the program to one says so.
@@ -131,6 +157,11 @@ pub fn cannot_offload() -> Option<String> {
     }
 }
 
+/// Whether the kernel would never take the program, so that its classifier is to do instead.
+fn is_refused(error: &LoadError) -> bool {
+    matches!(error, LoadError::NotAllowed(_) | LoadError::Kernel(_))
+}
+
 impl Plane {
     /// `netdevs`: the numbers of those that may have the program of a dead process, if the card is taken over.
     ///
@@ -140,9 +171,10 @@ impl Plane {
         let (pipeline, found) = netdevs.map_or((None, None), |netdevs| takeover::find(&inside, netdevs));
         // Who wanted samples of a dead process asks this one again.
         pipeline.iter().for_each(|pipeline| pipeline.want_samples(false));
+        let carrier = pipeline.map(|pipeline| Carrier::Program(Box::new(pipeline)));
         Ok(Self {
             inside,
-            state: Mutex::new(State { pipeline, found, ..State::default() }),
+            state: Mutex::new(State { carrier, found, ..State::default() }),
             samples: Mutex::new(None),
             samples_fd: OnceLock::new(),
             samples_wake: io::pipe()?,
@@ -180,11 +212,21 @@ impl Plane {
         let old = state.ports.lanes.insert(pf, new.clone()).unwrap_or_default();
         let changed = old.keys().chain(new.keys()).filter(|port| old.get(port) != new.get(port));
         let changed: Vec<Port> = changed.copied().collect::<BTreeSet<Port>>().into_iter().collect();
-        if let Some(mut pipeline) = state.pipeline.take() {
-            self.attach_lanes(&mut pipeline, &mut state.ports);
-            state.pipeline = Some(pipeline);
+        let State { carrier, ports, .. } = &mut *state;
+        if let Some(Carrier::Program(pipeline)) = carrier {
+            self.attach_lanes(pipeline, ports);
         }
         state.tell(&changed);
+    }
+
+    /// Notes which functions of a PF are limited. The classifier does not ask the rules for what these send, as the kernel
+    /// has no lane that leads back to it.
+    pub(crate) fn set_limited<L>(&self, cx: &mut Locked<'_, L>, pf: PfIndex, functions: &BTreeSet<Vport>) {
+        let mut state = self.state.lock_leaf(cx);
+        let ports = functions.iter().map(|vport| datapath::port(pf, *vport)).collect();
+        if state.ports.limited.insert(pf, ports).unwrap_or_default() != state.ports.limited[&pf] {
+            state.tell_classifier();
+        }
     }
 
     /// Has the lanes of PFs lead back to the program. One that cannot is not used: its functions are limited only as far as
@@ -212,21 +254,26 @@ impl Plane {
         self.set_lanes(cx, pf, &BTreeMap::new());
         let mut state = self.state.lock_leaf(cx);
         state.ports.lanes_attached.remove(&pf);
-        if let Some(pipeline) = &mut state.pipeline {
+        if let Some(pipeline) = state.carrier.as_mut().and_then(Carrier::program) {
             // If the netdev is gone, so is the program.
             let _ = within(&self.inside, || pipeline.detach(Inside::LaneEnd(pf).index()));
         }
     }
 
-    /// Attaches the program to the ends of ports that have just been made, if these ports have rules.
+    /// Has rules asked at the ends of ports that have just been made, if these ports have rules.
     pub(crate) fn ends_made<L>(&self, cx: &mut Locked<'_, L>, slots: impl IntoIterator<Item = Slot>) {
         let mut state = self.state.lock_leaf(cx);
-        let ports: Vec<Port> = slots.into_iter().map(|slot| datapath::port(slot.pf, slot.vport)).collect();
-        let with_rules: BTreeSet<Port> = ports.into_iter().filter(|port| state.has_rules(*port)).collect();
-        if let Some(pipeline) = state.pipeline.as_mut().filter(|_| !with_rules.is_empty()) {
-            // The program was at the end that was here before.
-            self.detach_all(pipeline, &with_rules);
-            let _ = self.attach_all(pipeline, &with_rules);
+        let slots: Vec<Slot> = slots.into_iter().collect();
+        let ports = slots.iter().map(|slot| datapath::port(slot.pf, slot.vport));
+        let with_rules: BTreeSet<Port> = ports.filter(|port| state.has_rules(*port)).collect();
+        match &mut state.carrier {
+            Some(Carrier::Program(pipeline)) if !with_rules.is_empty() => {
+                // The program was at the end that was here before.
+                self.detach_all(pipeline, &with_rules);
+                let _ = self.attach_all(pipeline, &with_rules);
+            }
+            Some(Carrier::Classifier(classifier)) => classifier.ends_made(&slots),
+            _ => {}
         }
     }
 
@@ -297,7 +344,9 @@ impl State {
 
     /// Tells the program what there is to know of ports, if it is loaded and has them.
     fn tell(&mut self, ports: &[Port]) {
-        let Self { pipeline: Some(pipeline), switches, ports: known, found, .. } = self else { return };
+        let Self { carrier: Some(Carrier::Program(pipeline)), switches, ports: known, found, .. } = self else {
+            return;
+        };
         for port in ports.iter().filter(|port| !found.as_ref().is_some_and(|found| found.has(**port))) {
             let Some(switch) = switches.get(&pf_of(*port)).filter(|switch| switch.ports.contains(port)) else {
                 continue;
@@ -308,29 +357,65 @@ impl State {
     }
 }
 
+impl State {
+    /// Tells the classifier what there is to know, if that carries rules out.
+    fn tell_classifier(&mut self) {
+        let around = self.surroundings();
+        if let Some(Carrier::Classifier(classifier)) = &mut self.carrier {
+            classifier.set_surroundings(around);
+        }
+    }
+
+    fn surroundings(&self) -> Surroundings {
+        let Self { switches, ports, .. } = self;
+        let wires = switches.keys().map(|pf| (*pf, ports.wires(*pf)));
+        Surroundings {
+            inactive: switches.iter().filter(|(_, switch)| !switch.active).map(|(pf, _)| *pf).collect(),
+            limited: ports.limited.clone(),
+            wires: wires.filter(|(_, wires)| !wires.is_empty()).collect(),
+        }
+    }
+}
+
 impl Plane {
-    /// The program, which is loaded if it is not, and an E-Switch.
+    /// What carries rules out, which is begun with if it is not there, and an E-Switch.
     fn loaded<'s>(
         &self,
         state: &'s mut State,
         pf: PfIndex,
-    ) -> Result<(&'s mut Pipeline, &'s mut Switch, &'s mut Option<Found>), CardError> {
-        let State { pipeline, switches, ports, found, samples_wanted } = state;
-        if pipeline.is_none() {
-            let mut new = Pipeline::load(Options::default()).map_err(not_loaded)?;
-            self.attach_lanes(&mut new, ports);
-            for (port, active) in switches.values().flat_map(|s| s.ports.iter().map(|port| (*port, s.active))) {
-                set_port(&mut new, ports, port, active).map_err(|error| refused_here("adding a port", &error))?;
-            }
-            new.want_samples(*samples_wanted);
-            *pipeline = Some(new);
-            self.end_wait_for_samples();
+    ) -> Result<(&'s mut Carrier, &'s mut Switch, &'s mut Option<Found>), CardError> {
+        if state.carrier.is_none() {
+            state.carrier = Some(self.begin(state)?);
         }
         let closed = || CardError::Unsupported("the E-Switch is not in switchdev mode".to_owned());
-        match (pipeline, switches.get_mut(&pf)) {
-            (Some(pipeline), Some(switch)) => Ok((pipeline, switch, found)),
+        match (&mut state.carrier, state.switches.get_mut(&pf)) {
+            (Some(carrier), Some(switch)) => Ok((carrier, switch, &mut state.found)),
             _ => Err(closed()),
         }
+    }
+
+    /// Loads the program, or turns to the classifier.
+    fn begin(&self, state: &mut State) -> Result<Carrier, CardError> {
+        let mut new = match Pipeline::load(Options::default()) {
+            Ok(new) => new,
+            Err(error) if is_refused(&error) => {
+                let found = state.found.as_ref().map_or(&[][..], Found::filters);
+                let classifier = Classifier::new(&self.inside, state.surroundings(), found);
+                return match classifier {
+                    Ok(classifier) => Ok(Carrier::Classifier(Box::new(classifier))),
+                    Err(missing) => Err(no_carrier(&error, &missing)),
+                };
+            }
+            Err(error) => return Err(not_loaded(error)),
+        };
+        let State { switches, ports, samples_wanted, .. } = state;
+        self.attach_lanes(&mut new, ports);
+        for (port, active) in switches.values().flat_map(|s| s.ports.iter().map(|port| (*port, s.active))) {
+            set_port(&mut new, ports, port, active).map_err(|error| refused_here("adding a port", &error))?;
+        }
+        new.want_samples(*samples_wanted);
+        self.end_wait_for_samples();
+        Ok(Carrier::Program(Box::new(new)))
     }
 }
 
@@ -365,6 +450,14 @@ fn not_loaded(error: LoadError) -> CardError {
     }
 }
 
+/// The error where the kernel refuses the program, and its classifier does not do instead.
+fn no_carrier(program: &LoadError, classifier: &NoClassifier) -> CardError {
+    match classifier {
+        NoClassifier::Unknown(error) => refused_here("looking for the kernel's classifier", error),
+        NoClassifier::Missing(_) => no_offload(format!("{program}; {classifier}")),
+    }
+}
+
 /// The error for a request of flow rules that the kernel has refused. What it does not have, or does not allow, is not
 /// supported here; anything else keeps its number.
 fn refused_here(what: &str, error: &io::Error) -> CardError {
@@ -390,6 +483,7 @@ impl Plane {
         switch.active = active;
         let ports: Vec<Port> = switch.ports.iter().copied().collect();
         state.tell(&ports);
+        state.tell_classifier();
     }
 
     /// Carries out changes of one kind.
@@ -416,19 +510,28 @@ impl Plane {
     }
 
     fn change_one(&self, state: &mut State, pf: PfIndex, change: &Change<'_>) -> Result<Counter, CardError> {
-        let (pipeline, switch, found) = self.loaded(state, pf)?;
+        let (carrier, switch, found) = self.loaded(state, pf)?;
         match change {
             Change::SetActions(id, rule) => {
-                one(pipeline, BpfChange::SetActions { id: *id, rule })?;
+                match carrier {
+                    Carrier::Program(pipeline) => one(pipeline, BpfChange::SetActions { id: *id, rule })?,
+                    Carrier::Classifier(classifier) => classifier.set_actions(*id, rule)?,
+                }
                 return Ok(state.counters(pf, &[*id]).pop().unwrap_or_default());
             }
             Change::SetMeter(id, meter) => {
-                one(pipeline, BpfChange::SetMeter { id: *id, meter: *meter })?;
+                match carrier {
+                    Carrier::Program(pipeline) => one(pipeline, BpfChange::SetMeter { id: *id, meter: *meter })?,
+                    Carrier::Classifier(classifier) => classifier.set_meter(*id, *meter)?,
+                }
                 found.iter_mut().for_each(|found| found.claim_meter(*id));
                 switch.meters.insert(*id);
             }
             Change::RemoveMeter(id) => {
-                let _ = one(pipeline, BpfChange::RemoveMeter(*id));
+                match carrier {
+                    Carrier::Program(pipeline) => drop(one(pipeline, BpfChange::RemoveMeter(*id))),
+                    Carrier::Classifier(classifier) => classifier.remove_meter(*id),
+                }
                 switch.meters.remove(id);
             }
             Change::Install(..) | Change::Remove(_) => {}
@@ -436,10 +539,16 @@ impl Plane {
         Ok(Counter::default())
     }
 
-    /// Installs rules, and attaches the program to ports that have their first.
+    /// Installs rules. At a port that has its first, rules are asked from now on.
     fn install(&self, state: &mut State, pf: PfIndex, rules: &[(RuleId, &Rule)]) -> Vec<Result<Counter, CardError>> {
         let (pipeline, switch, found) = match self.loaded(state, pf) {
-            Ok(loaded) => loaded,
+            Ok((Carrier::Program(pipeline), switch, found)) => (pipeline, switch, found),
+            Ok((Carrier::Classifier(classifier), switch, _)) => {
+                let results = classifier.install(pf, rules);
+                let installed = rules.iter().zip(&results).filter(|(_, result)| result.is_ok());
+                installed.for_each(|((id, rule), _)| switch.add(*id, on_port(pf, rule)));
+                return results.into_iter().map(|result| result.map(|()| Counter::default())).collect();
+            }
             Err(error) => return rules.iter().map(|_| Err(error.clone())).collect(),
         };
         // A rule that is there stays as it is: it is changed when the next hops of tunnels are known again.
@@ -467,10 +576,7 @@ impl Plane {
                 *result = Err(error.clone());
                 continue;
             }
-            if let Some(port) = on {
-                *switch.with_rules.entry(port).or_default() += 1;
-            }
-            switch.rules.insert(*id, on);
+            switch.add(*id, on);
         }
         results
     }
@@ -487,6 +593,14 @@ fn on_port(pf: PfIndex, rule: &Rule) -> Option<Port> {
 }
 
 impl Switch {
+    /// Notes a rule, with the port whose frames it sees.
+    fn add(&mut self, id: RuleId, on: Option<Port>) {
+        if let Some(port) = on {
+            *self.with_rules.entry(port).or_default() += 1;
+        }
+        self.rules.insert(id, on);
+    }
+
     /// Forgets a rule. Returns its port if that has no other.
     fn forget(&mut self, id: RuleId) -> Option<Port> {
         let port = self.rules.remove(&id)??;
@@ -505,9 +619,11 @@ fn one(pipeline: &mut Pipeline, change: BpfChange<'_>) -> Result<(), CardError> 
 
 impl State {
     /// What rules have counted.
-    fn counters(&self, pf: PfIndex, rules: &[RuleId]) -> Vec<Counter> {
-        let (Some(switch), Some(pipeline)) = (self.switches.get(&pf), &self.pipeline) else {
-            return vec![Counter::default(); rules.len()];
+    fn counters(&mut self, pf: PfIndex, rules: &[RuleId]) -> Vec<Counter> {
+        let (switch, pipeline) = match (self.switches.get(&pf), &mut self.carrier) {
+            (Some(switch), Some(Carrier::Program(pipeline))) => (switch, pipeline),
+            (Some(_), Some(Carrier::Classifier(classifier))) => return classifier.counters(rules),
+            _ => return vec![Counter::default(); rules.len()],
         };
         let of_rule = |(id, now): (&RuleId, datapath_bpf::Counter)| match switch.rules.contains_key(id) {
             true => Counter { packets: now.packets, bytes: now.bytes, last_used: now.last_used },
@@ -521,16 +637,29 @@ impl Plane {
     /// Removes rules, which cannot be refused. Returns their last counters.
     fn remove(&self, state: &mut State, pf: PfIndex, rules: &[RuleId]) -> Vec<Result<Counter, CardError>> {
         let counters = state.counters(pf, rules);
-        if let (Some(switch), Some(pipeline)) = (state.switches.get_mut(&pf), &mut state.pipeline) {
-            pipeline.commit(&rules.iter().map(|id| BpfChange::Remove(*id)).collect::<Vec<_>>());
-            self.detach_all(pipeline, &rules.iter().filter_map(|id| switch.forget(*id)).collect());
+        if let (Some(switch), Some(carrier)) = (state.switches.get_mut(&pf), &mut state.carrier) {
+            let without_rules = rules.iter().filter_map(|id| switch.forget(*id)).collect();
+            match carrier {
+                Carrier::Program(pipeline) => {
+                    pipeline.commit(&rules.iter().map(|id| BpfChange::Remove(*id)).collect::<Vec<_>>());
+                    self.detach_all(pipeline, &without_rules);
+                }
+                Carrier::Classifier(classifier) => classifier.remove(rules),
+            }
         }
         counters.into_iter().map(Ok).collect()
     }
 
     fn remove_all(&self, state: &mut State, pf: PfIndex) {
-        let (Some(switch), Some(pipeline)) = (state.switches.get_mut(&pf), &mut state.pipeline) else { return };
+        let (Some(switch), Some(carrier)) = (state.switches.get_mut(&pf), &mut state.carrier) else { return };
         let (rules, meters) = (std::mem::take(&mut switch.rules), std::mem::take(&mut switch.meters));
+        let pipeline = match carrier {
+            Carrier::Program(pipeline) => pipeline,
+            Carrier::Classifier(classifier) => {
+                switch.with_rules.clear();
+                return classifier.remove_all(pf, meters);
+            }
+        };
         let gone = rules.keys().map(|id| BpfChange::Remove(*id)).chain(meters.into_iter().map(BpfChange::RemoveMeter));
         pipeline.commit(&gone.collect::<Vec<_>>());
         self.detach_all(pipeline, &std::mem::take(&mut switch.with_rules).into_keys().collect());
@@ -543,7 +672,9 @@ impl Datapath for Plane {
     }
 
     fn open(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) {
-        self.state.lock_leaf(cx).switches.insert(pf, Switch { active: true, ..Switch::default() });
+        let mut state = self.state.lock_leaf(cx);
+        state.switches.insert(pf, Switch { active: true, ..Switch::default() });
+        state.tell_classifier();
     }
 
     fn close(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex) {
@@ -564,7 +695,7 @@ impl Datapath for Plane {
     fn detach(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, ports: &[Port]) {
         let mut state = self.state.lock_leaf(cx);
         let own: BTreeSet<Port> = ports.iter().copied().filter(|port| pf_of(*port) == pf).collect();
-        if let Some(pipeline) = &mut state.pipeline {
+        if let Some(pipeline) = state.carrier.as_mut().and_then(Carrier::program) {
             self.detach_all(pipeline, &own);
             own.iter().for_each(|port| drop(pipeline.remove_port(*port)));
         }
@@ -578,6 +709,7 @@ impl Datapath for Plane {
         state.ports.lag = (members.to_vec(), tx.to_vec());
         let uplinks: Vec<Port> = state.switches.keys().map(|pf| datapath::port(*pf, Vport::Uplink)).collect();
         state.tell(&uplinks);
+        state.tell_classifier();
     }
 
     fn lag(&self, cx: &mut Locked<'_, CardCall>) -> (Vec<PfIndex>, Vec<PfIndex>) {
@@ -602,14 +734,15 @@ impl Datapath for Plane {
     }
 
     fn counters(&self, cx: &mut Locked<'_, CardCall>, pf: PfIndex, rules: &[RuleId]) -> Vec<Counter> {
-        let state = self.state.lock_leaf(cx);
+        let mut state = self.state.lock_leaf(cx);
         state.counters(pf, rules)
     }
 
     fn drops(&self, cx: &mut Locked<'_, CardCall>) -> Vec<Dropped> {
-        let state = self.state.lock_leaf(cx);
-        // The kernel does not refuse to read its map.
-        let drops = state.pipeline.as_ref().and_then(|pipeline| pipeline.drops().ok()).unwrap_or_default();
+        let mut state = self.state.lock_leaf(cx);
+        // The kernel does not refuse to read its map. Its classifier does not say why it drops.
+        let pipeline = state.carrier.as_mut().and_then(Carrier::program);
+        let drops = pipeline.and_then(|pipeline| pipeline.drops().ok()).unwrap_or_default();
         let dropped =
             |((port, reason), frames): ((Port, DropReason), u64)| Dropped { port, reason: reason.word(), frames };
         drops.into_iter().map(dropped).collect()
@@ -658,7 +791,9 @@ impl Plane {
         if self.samples_fd.get().is_some() {
             return;
         }
-        let opened = self.state.lock_leaf(cx).pipeline.as_ref().map(Pipeline::open_samples);
+        let mut state = self.state.lock_leaf(cx);
+        let opened = state.carrier.as_mut().and_then(Carrier::program).map(|pipeline| pipeline.open_samples());
+        drop(state);
         // Without memory for them there are none; it is tried again when the thread is woken.
         let Some(Ok(samples)) = opened else { return };
         let Ok(fd) = samples.as_fd().try_clone_to_owned() else { return };
@@ -671,7 +806,7 @@ impl Sampler for Plane {
     fn want(&self, cx: &mut Locked<'_, CardCall>, wanted: bool) {
         let mut state = self.state.lock_leaf(cx);
         state.samples_wanted = wanted;
-        state.pipeline.iter().for_each(|pipeline| pipeline.want_samples(wanted));
+        state.carrier.as_mut().and_then(Carrier::program).iter().for_each(|pipeline| pipeline.want_samples(wanted));
     }
 
     fn wait(&self, cx: &mut Locked<'_, Unlocked>) {

@@ -283,6 +283,8 @@ impl Operation<'_> {
 
     /// Has the program of flow rules send what limited functions send into the lane first, if there is one.
     fn use_lane(&mut self, pf: PfIndex) {
+        let functions = self.books().shapers.get(&pf).map(|shaper| limited(&shaper.rates)).unwrap_or_default();
+        self.set_limited(pf, &functions);
         let books = self.books();
         let Some(shaper) = books.shapers.get(&pf).filter(|shaper| shaper.has_lane) else { return };
         let classes = limited(&shaper.rates).into_iter().map(|vport| (vport, request::handle(minor(vport)))).collect();
@@ -336,6 +338,7 @@ impl Operation<'_> {
     /// Notes that a PF's shaper goes with its other netdevs. Returns the interface numbers that are to be deleted.
     pub(crate) fn forget_shaper(&mut self, pf: PfIndex) -> Vec<u32> {
         let Some(shaper) = self.books().shapers.remove(&pf) else { return Vec::new() };
+        self.set_limited(pf, &BTreeSet::new());
         if shaper.has_lane {
             self.forget_lane(pf);
         }

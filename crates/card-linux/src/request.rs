@@ -1,6 +1,8 @@
 //! The requests to rtnetlink, one function each. Those that change something are appended to a [`Batch`].
 
 pub(crate) mod acl;
+pub(crate) mod counted;
+pub(crate) mod flower;
 mod link;
 pub(crate) mod neighbour;
 pub(crate) mod rates;

@@ -7,10 +7,12 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
 use std::sync::Arc;
 
-use card_linux::{LinuxCard, Place, PlaceError};
+use card_linux::{LinuxCard, Place, PlaceError, cannot_offload};
+use eswitch::datapath::port;
 use eswitch::vf::{VfSetting, VfVlan};
-use eswitch::{CardConfig, Engine, Errno, Mode};
-use lockdep::{Domain, OnReport, Threads};
+use eswitch::{CardConfig, Engine, Errno, FlowChange, FlowDone, FlowError, Mode, PfIndex, Vport};
+use flow::{Action, Ct, Match, Protocol, Rule};
+use lockdep::{Domain, Locked, OnReport, Threads, Unlocked};
 
 const INSIDE: &str = "CARD_LINUX_TEST_INSIDE";
 const NOBODY: &str = "65534";
@@ -95,7 +97,9 @@ fn story() {
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
         assert!(sh("ip -n n0 link show enp8s0f0v0").contains("LOWER_UP"));
+        rules(cx, &engine);
         engine.set_mode(cx, pf, Mode::Legacy).unwrap();
+        assert!(!filters().contains("flower"), "{}", filters());
         sh("! ip link show enp8s0f0npf0vf0 2>&1");
         // What limits rates and checks addresses works here, too; what pushes tags does not, and is refused.
         let mut set = |setting| engine.set_vf(cx, pf, 0, setting);
@@ -119,4 +123,43 @@ fn story() {
         engine.shutdown(cx);
     });
     assert_eq!(sh("ip -o link").lines().count(), 1, "the loopback");
+}
+
+/// The filters at the card's end of VF 0.
+fn filters() -> String {
+    sh("tc -n esw-0000:08:00.0 filter show dev p0v0 ingress")
+}
+
+/// Rules are carried out by the kernel's classifier, or refused as nothing can carry them out. One that the classifier cannot
+/// carry out is refused by name, and the others stand.
+fn rules(cx: &mut Locked<'_, Unlocked>, engine: &Engine) {
+    let of_vf = |n| port(PfIndex(0), Vport::Vf(n));
+    let rule = |priority, actions: Vec<Action>| {
+        let rule = Rule::new(of_vf(0), Match::new(), actions).with_priority(priority, Protocol::All);
+        FlowChange::Add { pf: PfIndex(0), rule: Box::new(rule) }
+    };
+    let track = vec![Action::Ct(Ct::default()), Action::Redirect(of_vf(1))];
+    let send = || vec![Action::Redirect(of_vf(1))];
+    let before = filters();
+    let outcomes = engine.change_flows(cx, vec![rule(1, send()), rule(2, track), rule(3, send())]);
+    let text = |outcome: &Result<FlowDone, FlowError>| outcome.as_ref().map(drop).map_err(ToString::to_string);
+    let texts: Vec<Result<(), String>> = outcomes.iter().map(text).collect();
+    if let Some(why) = cannot_offload() {
+        assert!(why.contains("eBPF") && why.contains("cls_flower"), "{why}");
+        let refused = Err(format!("no flows can be offloaded: {why}"));
+        assert_eq!(texts, vec![refused; 3]);
+        assert_eq!(filters(), before);
+        return;
+    }
+    assert_eq!(texts, [Ok(()), Err("this kernel's classifier has no ct".to_owned()), Ok(())]);
+    let after = filters();
+    for wanted in ["pref 1 flower chain 1", "pref 3 flower chain 1", "pref 65535 flower chain 1", "action goto chain 1"]
+    {
+        assert!(after.contains(wanted), "{wanted}: {after}");
+    }
+    assert!(!after.contains("pref 2 flower"), "{after}");
+    let flush =
+        FlowChange::Flush { pf: PfIndex(0), block: flow::Block::Port(of_vf(0)), chain: None, priority: Some(1) };
+    assert!(engine.change_flows(cx, vec![flush])[0].is_ok());
+    assert!(!filters().contains("pref 1 flower chain 1"), "{}", filters());
 }

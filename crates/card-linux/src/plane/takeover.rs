@@ -6,6 +6,9 @@
 //!
 //! A program of another build has maps of another form. Then the rules are installed anew in a program of this build, which
 //! is attached behind the other one: that decides until it is taken away, so no frame is lost.
+//!
+//! Filters of the kernel's [classifier] stay, too. A rule that the engine asks for again takes the place of its own, and keeps its
+//! counter; those that it does not ask for are removed at the end. For a moment then, frames take the slow path.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -17,7 +20,7 @@ use eswitch::datapath::pf_of;
 use flow::{MeterId, Port, RuleId};
 use lockdep::Locked;
 
-use super::{NO_TCX, Plane};
+use super::{Carrier, NO_TCX, Plane, classifier};
 use crate::request::acl;
 use crate::socket::{Socket, within};
 
@@ -31,6 +34,8 @@ pub(super) struct Found {
     ports: BTreeSet<Port>,
     /// Programs that were attached by tcx and are to go.
     old: Vec<Leftover>,
+    /// The netdevs that may have filters of rules which the kernel's classifier carried out.
+    filters: Vec<u32>,
 }
 
 impl Found {
@@ -49,6 +54,11 @@ impl Found {
         self.ports.contains(&port)
     }
 
+    /// The netdevs that may have filters of rules.
+    pub(super) fn filters(&self) -> &[u32] {
+        &self.filters
+    }
+
     /// Notes that a meter is asked for again.
     pub(super) fn claim_meter(&mut self, id: MeterId) {
         self.meters.remove(&id);
@@ -61,12 +71,18 @@ pub(super) fn find(inside: &File, netdevs: &[u32]) -> (Option<Pipeline>, Option<
         let mut socket = Socket::open(inside)?;
         netdevs.iter().map(|index| leftovers(&mut socket, *index)).collect::<io::Result<Vec<_>>>()
     };
-    let unknown = Found { rules: None, meters: BTreeSet::new(), ports: BTreeSet::new(), old: Vec::new() };
-    // Where this process may not look, the rules are installed anew, and nothing that is there is taken away.
+    let unknown =
+        Found { rules: None, meters: BTreeSet::new(), ports: BTreeSet::new(), old: Vec::new(), filters: Vec::new() };
+    // A kernel that does not say what is there has nothing there.
+    let mut socket = Socket::open(inside).ok();
+    let by_filters = socket.as_mut().is_some_and(|socket| classifier::has_left(socket).unwrap_or(false));
+    let unknown = Found { filters: if by_filters { netdevs.to_vec() } else { Vec::new() }, ..unknown };
+    // Where this process may not look, the rules are installed anew, and no program that is there is taken away.
     let Ok(Ok(found)) = within(inside, at) else { return (None, Some(unknown)) };
     let found: Vec<Leftover> = found.into_iter().flatten().collect();
     let Some(first) = found.first() else {
-        return (None, Some(Found { rules: Some(BTreeSet::new()), ..unknown }));
+        let rules = if by_filters { None } else { Some(BTreeSet::new()) };
+        return (None, Some(Found { rules, ..unknown }));
     };
     let id = first.id;
     let ours = found.iter().filter(|leftover| leftover.id == id && leftover.by_tcx).map(|leftover| leftover.ifindex);
@@ -76,7 +92,7 @@ pub(super) fn find(inside: &File, netdevs: &[u32]) -> (Option<Pipeline>, Option<
             let (rules, meters) = (Some(pipeline.rules().collect()), pipeline.meters().collect());
             let ports = pipeline.ports().unwrap_or_default().into_iter().collect();
             let old = found.into_iter().filter(|leftover| leftover.id != id && leftover.by_tcx).collect();
-            (Some(pipeline), Some(Found { rules, meters, ports, old }))
+            (Some(pipeline), Some(Found { rules, meters, ports, old, ..unknown }))
         }
         Err(_) => {
             let old = found.into_iter().filter(|leftover| leftover.by_tcx).collect();
@@ -107,10 +123,22 @@ impl Plane {
     /// Removes what was found and not asked for again.
     pub(crate) fn end_taking_over<L>(&self, cx: &mut Locked<'_, L>) {
         let mut state = self.state.lock_leaf(cx);
-        let Some(Found { rules, meters, old, .. }) = state.found.take() else { return };
+        let Some(Found { rules, meters, old, filters, .. }) = state.found.take() else { return };
         // An error is that of a netdev which has just gone.
         let _ = within(&self.inside, || old.into_iter().for_each(|old| drop(old.detach())));
-        let Some(mut pipeline) = state.pipeline.take() else { return };
+        if !filters.is_empty() && !matches!(state.carrier, Some(Carrier::Classifier(_))) {
+            // An error is that of a netdev which has just gone.
+            let _ = Socket::open(&self.inside).and_then(|mut socket| classifier::clear(&mut socket, &filters));
+        }
+        let mut pipeline = match state.carrier.take() {
+            Some(Carrier::Program(pipeline)) => pipeline,
+            Some(Carrier::Classifier(mut classifier)) => {
+                classifier.end_taking_over();
+                state.carrier = Some(Carrier::Classifier(classifier));
+                return;
+            }
+            None => return,
+        };
         let rules = rules.unwrap_or_default().into_iter().map(Change::Remove);
         pipeline.commit(&rules.chain(meters.into_iter().map(Change::RemoveMeter)).collect::<Vec<_>>());
         let is_known = |port: &Port| state.switches.get(&pf_of(*port)).is_some_and(|of| of.ports.contains(port));
@@ -120,7 +148,7 @@ impl Plane {
         let without_rules = without_rules.copied().filter(|port| !state.has_rules(*port));
         self.detach_all(&mut pipeline, &without_rules.chain(unknown.iter().copied()).collect());
         unknown.into_iter().for_each(|port| drop(pipeline.remove_port(port)));
-        state.pipeline = Some(pipeline);
+        state.carrier = Some(Carrier::Program(pipeline));
         let all: Vec<Port> = state.switches.values().flat_map(|switch| &switch.ports).copied().collect();
         state.tell(&all);
     }
