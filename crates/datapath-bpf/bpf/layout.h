@@ -199,7 +199,7 @@ struct tuple {
 	__u16 dst_part;
 	__u16 zone;
 	__u8 protocol;
-	__u8 version;
+	__u8 version;		/* in the lower half; in the upper one the E-Switch, whose zones are its own */
 };
 
 #define CONNECTION_REPLY 1	/* the entry of the direction of the reply: `other` is the original one */

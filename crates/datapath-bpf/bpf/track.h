@@ -126,6 +126,12 @@ static __always_inline int is_icmp(const struct tuple *tuple)
 	return tuple->protocol == IPPROTO_ICMP || tuple->protocol == IPPROTO_ICMPV6;
 }
 
+/* Of the addresses. */
+static __always_inline __u32 version_of(const struct tuple *tuple)
+{
+	return tuple->version & 15;
+}
+
 /* The type of the answer to one of ICMP, or of the question to an answer. */
 static __always_inline __u8 opposite_type(__u8 protocol, __u8 type)
 {
@@ -348,7 +354,7 @@ static __noinline int read_parts(struct __sk_buff *skb, struct scratch *s, struc
 	}
 	if (protocol != IPPROTO_ICMP && protocol != IPPROTO_ICMPV6)
 		return 1;
-	if (tuple->version != (protocol == IPPROTO_ICMP ? 4 : 6))
+	if (version_of(tuple) != (protocol == IPPROTO_ICMP ? 4 : 6))
 		return 0;
 	if (at + 8 > s->end || load(skb, s, at, bytes, 8))
 		return 0;
@@ -365,7 +371,7 @@ static __noinline int read_tuple(struct __sk_buff *skb, struct scratch *s, __u32
 	__builtin_memset(tuple, 0, sizeof(struct tuple));
 	tuple->zone = zone;
 	tuple->protocol = s->protocol;
-	tuple->version = s->version;
+	tuple->version = s->version | s->eswitch << 4;
 	if (s->version == 4) {
 		copy(tuple->src, s->key.addr, 4);
 		copy(tuple->dst, s->key.addr + 4, 4);
@@ -408,14 +414,14 @@ static __noinline int read_error(struct __sk_buff *skb, struct scratch *s)
 		header = (ip[0] & 15) * 4;
 		if (ip[0] >> 4 != 4 || header < 20 || be16_at(ip + 6) & 0x1fff)
 			return 0;
-		inside->version = 4;
+		inside->version = 4 | s->eswitch << 4;
 		inside->protocol = ip[9];
 		copy(inside->src, ip + 12, 4);
 		copy(inside->dst, ip + 16, 4);
 	} else if (s->protocol == IPPROTO_ICMPV6) {
 		if (type >= 128 || at + 40 > s->end || load(skb, s, at, ip, 40) || ip[0] >> 4 != 6)
 			return 0;
-		inside->version = 6;
+		inside->version = 6 | s->eswitch << 4;
 		inside->protocol = ip[6];
 		copy(inside->src, ip + 8, 16);
 		copy(inside->dst, ip + 24, 16);
@@ -680,8 +686,8 @@ static __noinline __u32 hash_tuple(const struct tuple *tuple)
 {
 	__u32 hash = 0x811c9dc5;
 
-	hash = hash_address(hash, tuple->src, tuple->version);
-	hash = hash_address(hash, tuple->dst, tuple->version);
+	hash = hash_address(hash, tuple->src, version_of(tuple));
+	hash = hash_address(hash, tuple->dst, version_of(tuple));
 	hash = hash_byte(hash, tuple->protocol);
 	hash = hash_byte(hash_byte(hash, tuple->src_part >> 8), tuple->src_part);
 	return hash_byte(hash_byte(hash, tuple->dst_part >> 8), tuple->dst_part);
@@ -751,9 +757,9 @@ static __noinline int choose(struct scratch *s, struct held *held, const struct 
 	copy(tuple, &held->original, sizeof(struct tuple));
 	s->seed = hash_tuple(tuple);
 	if (source)
-		pick_address(tuple->src, ct, tuple->version, s->seed);
+		pick_address(tuple->src, ct, version_of(tuple), s->seed);
 	else
-		pick_address(tuple->dst, ct, tuple->version, s->seed);
+		pick_address(tuple->dst, ct, version_of(tuple), s->seed);
 	/* The identifier of ICMP is the part of its source in both directions. */
 	tries.in_source = source || is_icmp(tuple);
 	s->part = tries.in_source ? tuple->src_part : tuple->dst_part;

@@ -109,7 +109,8 @@ pub(crate) fn bytes(ct: &Ct) -> Vec<u8> {
 
 /// A tuple, and its zone.
 fn tuple(bytes: &[u8]) -> Option<(Tuple, u16)> {
-    let (view, version) = (View(bytes), *bytes.get(39)?);
+    // The upper half is the number of the E-Switch.
+    let (view, version) = (View(bytes), *bytes.get(39)? & 0xf);
     let address = |at: usize| -> Option<IpAddr> {
         let octets: [u8; 16] = bytes.get(at..at + 16)?.try_into().ok()?;
         let [a, b, c, d, ..] = octets;

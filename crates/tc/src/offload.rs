@@ -27,6 +27,14 @@ pub struct Offload {
 /// Nanoseconds in a tick of the packet scheduler: `PSCHED_TICKS2NS`.
 const TICK_NS: u64 = 64;
 
+/// The packets that are sent at a rate in a number of ticks. A program has rounded the ticks (`tc_calc_xmittime` of
+/// iproute2), so this is the nearest number.
+fn packets_in(rate: u64, ticks: u64) -> u64 {
+    const NS: u128 = 1_000_000_000;
+    let ns = u128::from(ticks) * u128::from(TICK_NS);
+    u64::try_from((u128::from(rate).saturating_mul(ns).saturating_add(NS / 2)) / NS).unwrap_or(u64::MAX)
+}
+
 impl Classifier {
     /// What a flow rule matches. `protocol`: that of the filter.
     ///
@@ -271,7 +279,9 @@ impl Reader {
             return Err(Refusal::unsupported("Offload not supported when peakrate is set"));
         }
         let meter = match packets {
-            Some(packets) => Meter { rate: Rate::Packets(packets), burst: action.number_u64(11).unwrap_or(0) },
+            Some(packets) => {
+                Meter { rate: Rate::Packets(packets), burst: packets_in(packets, action.number_u64(11).unwrap_or(0)) }
+            }
             None if rate == 0 && parms.mtu != 0 => Meter { rate: Rate::Mtu(parms.mtu), burst: 0 },
             None => {
                 let time = Duration::from_nanos(u64::from(parms.burst) * TICK_NS);
@@ -347,4 +357,19 @@ fn nat_range(action: &Action) -> Result<NatRange, Refusal> {
     let port = |kind| action.number_u16(kind).map(u16::from_be);
     let ports = port(13).map(|first| first..=port(14).unwrap_or(first));
     Ok(NatRange { addresses: first..=last, ports })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_of_packets_is_the_one_that_was_asked_for() {
+        // As iproute2 says it: microseconds, rounded up, in ticks of 64 ns.
+        let ticks = |rate: u64, burst: u64| (burst as f64 * 1e6 / rate as f64).ceil() as u64 * 1_000 / TICK_NS;
+        for (rate, burst) in [(1_000, 10), (3, 1), (7, 100), (100_000, 1_000), (1_000, 0)] {
+            assert_eq!(packets_in(rate, ticks(rate, burst)), burst, "{burst} packets at {rate} a second");
+        }
+        assert_eq!(packets_in(u64::MAX, u64::MAX), u64::MAX);
+    }
 }

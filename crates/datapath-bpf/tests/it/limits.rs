@@ -107,42 +107,89 @@ fn in_vxlan(inner: &[u8]) -> Vec<u8> {
     frame
 }
 
+/// Two E-Switches on one card: number N has port 10 + N, a wire or none, and port 20 + N.
+fn two_eswitches(is_wire: bool) -> Option<Card> {
+    let options =
+        Options { max_rules: 16, max_actions: 64, max_masks: 16, max_encaps: 16, max_connections: 16, ..SMALL };
+    let mut card = Card(pipeline(options)?);
+    for eswitch in [1u8, 2] {
+        let [sender, target] = [10, 20].map(|of| Port(of + u32::from(eswitch)));
+        for (port, is_wire) in [(sender, is_wire), (target, false)] {
+            let config = PortConfig {
+                mode: Mode::Switchdev,
+                eswitch,
+                block: Block::Port(port),
+                ifindex: port.0,
+                representor: None,
+                through_inner: false,
+                is_wire,
+                link_up: true,
+                lane: None,
+                wires: Vec::new(),
+            };
+            card.0.set_port(port, &config).expect("a port");
+        }
+        card.0.attach(sender.0, if is_wire { Role::Wire(sender) } else { Role::Port(sender) }).expect("a netdev");
+    }
+    Some(card)
+}
+
+impl Card {
+    fn add_to(&mut self, eswitch: u8, id: u64, rule: &Rule) {
+        let added = self.0.commit_of(eswitch, &[Change::Add { id: RuleId(id), rule }]);
+        assert_eq!(added, [Ok(())], "a rule of E-Switch {eswitch}: {rule:?}");
+    }
+
+    fn send(&mut self, ifindex: u32, frame: &[u8]) {
+        self.0.trial(ifindex, Duration::from_secs(1), frame).expect("a trial");
+    }
+}
+
 #[test]
 fn a_tunnel_ends_at_each_uplink_with_rules_of_its_own() {
-    let Some(mut card) = Card::new(SMALL) else { return };
-    let wires: [u8; 2] = [1, 2];
-    for eswitch in wires {
-        let number = u32::from(eswitch);
-        let [wire, target] = [10, 20].map(|of| Port(of + number));
-        let config = |port: Port, is_wire| PortConfig {
-            mode: Mode::Switchdev,
-            eswitch,
-            block: Block::Port(port),
-            ifindex: port.0,
-            representor: None,
-            through_inner: false,
-            is_wire,
-            link_up: true,
-            lane: None,
-            wires: Vec::new(),
-        };
-        for (port, is_wire) in [(wire, true), (target, false)] {
-            card.0.set_port(port, &config(port, is_wire)).expect("a port");
-        }
-        card.0.attach(wire.0, Role::Wire(wire)).expect("a netdev");
+    let Some(mut card) = two_eswitches(true) else { return };
+    for eswitch in [1u8, 2] {
+        let [wire, target] = [10, 20].map(|of| Port(of + u32::from(eswitch)));
         let rule = Rule::new(wire, Match::new(), [Action::TunnelUnset, Action::Redirect(target)]);
         let rule = rule.in_block(Block::Tunnel(TunnelDevice { kind: TunnelKind::Vxlan, udp_port: 4789 }));
-        let added = card.0.commit_of(eswitch, &[Change::Add { id: RuleId(number.into()), rule: &rule }]);
-        assert_eq!(added, [Ok(())], "the rule of E-Switch {eswitch}");
+        card.add_to(eswitch, eswitch.into(), &rule);
     }
     let frame = in_vxlan(&frame(1));
     for (sent, wanted) in [(11, (1, 0)), (12, (1, 1)), (12, (1, 2))] {
-        card.0.trial(sent, Duration::from_secs(1), &frame).expect("a trial");
+        card.send(sent, &frame);
         assert_eq!((card.packets(1), card.packets(2)), wanted, "after a frame from the wire {sent}");
     }
     assert_eq!(card.remove(1), Ok(()));
-    card.0.trial(11, Duration::from_secs(1), &frame).expect("a trial");
+    card.send(11, &frame);
     assert_eq!(card.packets(2), 2, "the other wire's rule stays its own");
+}
+
+#[test]
+fn an_e_switch_has_zones_of_its_own() {
+    let Some(mut card) = two_eswitches(false) else { return };
+    for eswitch in [1u8, 2] {
+        let [from, to] = [10, 20].map(|of| Port(of + u32::from(eswitch)));
+        let state = |flags| Match::new().with_ct_state(Field::CT_TRACKED | flags, Field::CT_TRACKED | flags);
+        let ct = |commit| Action::Ct(Ct { zone: 1, commit, ..Ct::default() });
+        let ip = Match::new().with(Field::EthType, 0x0800u16);
+        let rules = [
+            Rule::new(from, ip, [ct(false), Action::Goto(1)]),
+            Rule::new(from, state(Field::CT_NEW), [ct(true), Action::Redirect(to)]).in_chain(1),
+            Rule::new(from, state(Field::CT_ESTABLISHED), [Action::Redirect(to)]).in_chain(1),
+        ];
+        rules.iter().zip(u64::from(eswitch) * 10..).for_each(|(rule, id)| card.add_to(eswitch, id, rule));
+    }
+    let datagram = |from: u8, to: u8| {
+        let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0, 0x45, 0, 0, 32, 0, 1, 0, 0, 64, 17, 0, 0];
+        frame.extend([10, 0, 0, from, 10, 0, 0, to, 0x27, 0x10, 0x27, 0x10, 0, 12, 0xff, 0xff, 1, 2, 3, 4]);
+        flow::make_checksums_right(&mut frame);
+        frame
+    };
+    card.send(11, &datagram(1, 2));
+    card.send(11, &datagram(2, 1));
+    assert_eq!((card.packets(11), card.packets(12)), (1, 1), "a question, and its answer");
+    card.send(12, &datagram(2, 1));
+    assert_eq!((card.packets(21), card.packets(22)), (1, 0), "in the other E-Switch it answers nothing");
 }
 
 #[test]
