@@ -77,15 +77,6 @@ impl Drop for Namespace {
     }
 }
 
-/// Lets the calling thread run before all others (SCHED_FIFO), or as usual again, so that others do not disturb a measurement.
-/// Without the right to do so nothing changes.
-pub fn before_others(first: bool) {
-    let parameters = libc::sched_param { sched_priority: first.into() };
-    let policy = if first { libc::SCHED_FIFO } else { libc::SCHED_OTHER };
-    // SAFETY: the parameters live during the call.
-    unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) };
-}
-
 pub fn ifindex(name: &str) -> u32 {
     let name = std::ffi::CString::new(name).expect("a name");
     // SAFETY: the name ends with a zero and lives during the call.

@@ -42,11 +42,14 @@ enum Kind {
     Tracked,
     /// Through a namespace that routes, with nftables' `ct state established accept`.
     Routed,
+    /// One veth pair and nothing else: what is left if forwarding costs nothing. A VF has a pair of its own, so no card of
+    /// netdevs can be faster.
+    OnePair,
 }
 
 use Kind::*;
 
-const KINDS: [Kind; 9] = [Rules, Representors, Veths, Masks, ManyRules, Vxlan, KernelVxlan, Tracked, Routed];
+const KINDS: [Kind; 10] = [Rules, Representors, Veths, Masks, ManyRules, Vxlan, KernelVxlan, Tracked, Routed, OnePair];
 
 impl Kind {
     fn name(self) -> &'static str {
@@ -59,6 +62,7 @@ impl Kind {
             Vxlan => "VXLAN out and in by rules",
             KernelVxlan => "the kernel's vxlan over bridges",
             Tracked => "established connections by rules",
+            OnePair => "one veth pair, nothing between",
             Routed => "a router with nft ct state established accept",
         }
     }
@@ -71,7 +75,7 @@ impl Kind {
             ManyRules => Some(redirects().into_iter().chain((0..250_000).map(other_address)).collect()),
             Vxlan => Some(tunnelled()),
             Tracked => Some(tracked()),
-            Representors | Veths | KernelVxlan | Routed => None,
+            Representors | Veths | KernelVxlan | Routed | OnePair => None,
         }
     }
 
@@ -83,6 +87,7 @@ impl Kind {
             Veths => Way { from: "c", to: "d", addresses: ["10.8.0.1", "10.8.0.2"] },
             Vxlan => Way { from: "a", to: "e", addresses: ["10.7.0.1", "10.7.0.2"] },
             KernelVxlan => Way { from: "g", to: "h", addresses: ["10.6.0.1", "10.6.0.2"] },
+            OnePair => Way { from: "l", to: "m", addresses: ["10.2.0.1", "10.2.0.2"] },
             Routed => Way { from: "i", to: "k", addresses: ["10.5.1.2", "10.5.2.2"] },
         }
     }
@@ -97,7 +102,7 @@ const FIGURES: [(&str, &str); 4] = [
 ];
 
 /// What is compared with what, and the target of each figure.
-const COMPARED: [(Kind, Kind, [Option<Target>; 4]); 6] = {
+const COMPARED: [(Kind, Kind, [Option<Target>; 4]); 10] = {
     const fn least(times: f64) -> Option<Target> {
         Some(Target::RatioAtLeast(times))
     }
@@ -108,6 +113,10 @@ const COMPARED: [(Kind, Kind, [Option<Target>; 4]); 6] = {
         (ManyRules, Rules, [least(0.83), least(0.83), None, None]),
         (Vxlan, KernelVxlan, [least(1.2), least(1.2), least(1.2), None]),
         (Tracked, Routed, [least(1.2), least(1.2), least(1.2), None]),
+        (OnePair, Representors, [None; 4]),
+        (OnePair, Veths, [None; 4]),
+        (OnePair, Routed, [None; 4]),
+        (Rules, OnePair, [None; 4]),
     ]
 };
 
@@ -172,7 +181,7 @@ pub fn measure(rounds: usize) -> Result<String> {
 fn make_ways() -> Result<()> {
     shell(
         "for bridge in hb vb wb ub; do ip link add $bridge type bridge mcast_snooping 0 && ip link set $bridge up; done
-         for ns in a b c d e g h i j k g-host h-host; do ip netns add $ns; done
+         for ns in a b c d e g h i j k l m g-host h-host; do ip netns add $ns; done
          for n in 0 1; do ip link set enp8s0f0npf0vf$n master hb up; ip link set w$n mtu 1600 master wb up; done
          ip link set enp8s0f1npf1vf0 up
          ip link set enp8s0f0np0 up; ip link set enp8s0f1np1 up
@@ -182,6 +191,8 @@ fn make_ways() -> Result<()> {
          ip -n a addr add 10.9.0.1/24 dev eth0 && ip -n b addr add 10.9.0.2/24 dev eth0
          ip -n c addr add 10.8.0.1/24 dev eth0 && ip -n d addr add 10.8.0.2/24 dev eth0
          ip -n a addr add 10.7.0.1/24 dev eth0 && ip -n e addr add 10.7.0.2/24 dev eth0
+         ip link add eth0 netns l type veth peer name eth0 netns m
+         ip -n l addr add 10.2.0.1/24 dev eth0 && ip -n m addr add 10.2.0.2/24 dev eth0
          mac() { ip -n $1 -br link show eth0 | tr -s ' ' | cut -d' ' -f3; }
          ip -n a neigh add 10.7.0.2 lladdr $(mac e) dev eth0; ip -n e neigh add 10.7.0.1 lladdr $(mac a) dev eth0
          n=0
@@ -202,9 +213,9 @@ fn make_ways() -> Result<()> {
              ip -n $ns addr add 10.5.$n.2/24 dev eth0
          done
          ip netns exec j sysctl -qw net.ipv4.ip_forward=1
-         for ns in a b c d e g h i k; do ip -n $ns link set eth0 up; done
+         for ns in a b c d e g h i k l m; do ip -n $ns link set eth0 up; done
          ip -n i route add default via 10.5.1.1 && ip -n k route add default via 10.5.2.1
-         for ns in a b c d e g h i k; do for n in $(seq 500); do
+         for ns in a b c d e g h i k l m; do for n in $(seq 500); do
              ip -n $ns link show eth0 | grep -q LOWER_UP && break; sleep 0.01
          done; done; sleep 0.5",
     )?;
