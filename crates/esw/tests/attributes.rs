@@ -143,7 +143,7 @@ fn found() -> (Found, Found) {
         "devlink dev eswitch set pci/0000:08:00.0 mode switchdev".to_owned(),
         "devlink port add pci/0000:08:00.0 flavour pcisf pfnum 0 sfnum 88 > /run/added".to_owned(),
         "devlink port function set en8f0pf0sf88 hw_addr 00:00:00:00:88:88 state active".to_owned(),
-        "until [ -e /sys/class/net/enp8s0f0s88 ]; do sleep 0.05; done".to_owned(),
+        "until_attached en8f0pf0sf88 enp8s0f0s88".to_owned(),
         format!("python3 {}/read.py {names}", folder.0.display()),
     ];
     let mut printed = session(&folder, "bash", "--config $FOLDER/config", &commands);
@@ -283,11 +283,11 @@ fn a_setting_of_a_vf_is_told() {
     let folder = Folder::make("told");
     let config = "[cards.card0]\nkind = \"linux\"\n[cards.card0.card]\npfs = 1\nvfs = 2\n";
     fs::write(folder.0.join("config"), config).unwrap();
-    let listening = "timeout 5 ip monitor link > /run/heard & sleep 0.3";
-    let heard = "sleep 0.2; kill %1; wait 2> /run/waited; grep -c '^2: enp8s0f0np0' /run/heard";
+    let listening = "timeout 60 ip monitor link > /run/heard & M=$!; until_idle $M";
+    let heard = "until_idle $M; kill $M; wait 2> /run/waited; grep -c '^2: enp8s0f0np0' /run/heard";
     let steps: Vec<(String, &str)> = vec![
         (format!("{listening}; ip link set enp8s0f0np0 vf 0 trust on; {heard}"), "0"),
-        ("ip link set enp8s0f0np0 up; sleep 0.3".to_owned(), ""),
+        ("ip link set enp8s0f0np0 up".to_owned(), ""),
         (
             format!(
                 "{listening}; ip link set enp8s0f0np0 vf 0 trust off; ip link set enp8s0f0np0 vf 9 trust on; {heard}"

@@ -29,13 +29,13 @@ const TRANSFER: &str = r#"
 import socket, sys, zlib
 data = bytes(range(256)) * 4096
 if sys.argv[1] == "send":
-    with socket.create_connection(("10.0.0.2", 5001), timeout=10) as connection:
+    with socket.create_connection(("10.0.0.2", 5001), timeout=60) as connection:
         connection.sendall(data)
 else:
     listener = socket.create_server(("10.0.0.2", 5001))
-    listener.settimeout(20)
+    listener.settimeout(60)
     connection, _ = listener.accept()
-    connection.settimeout(20)
+    connection.settimeout(60)
     received = b""
     while part := connection.recv(1 << 16):
         received += part
@@ -54,7 +54,7 @@ nsenter --net=/run/netns/vf0 ethtool -k enp8s0f0v0 | grep -E '^tx-checksumming|^
 python3 $FOLDER/forwarder.py enp8s0f0npf0vf0 enp8s0f0npf0vf1 > /run/forwarder & forwarder=$!
 until grep -q ready /run/forwarder; do sleep 0.1; done
 nsenter --net=/run/netns/vf1 python3 $FOLDER/transfer.py receive & receiver=$!
-sleep 1
+until nsenter --net=/run/netns/vf1 grep -q ':1389 .* 0A ' /proc/net/tcp; do sleep 0.1; done
 nsenter --net=/run/netns/vf0 python3 $FOLDER/transfer.py send
 wait $receiver
 kill $forwarder

@@ -38,7 +38,7 @@ fn an_instance_is_reloaded_into_another_network_namespace_and_comes_home_when_th
         &[
             ("ip netns add one; one() { nsenter --net=/run/netns/one \"$@\"; }", ""),
             (
-                "timeout 60 devlink monitor > /run/home & H=$!; nsenter --net=/run/netns/one timeout 60 devlink monitor > /run/one & O=$!; sleep 0.5",
+                "timeout 60 devlink monitor > /run/home & H=$!; nsenter --net=/run/netns/one timeout 60 devlink monitor > /run/one & O=$!; until_idle $H; until_idle $O",
                 "",
             ),
             ("devlink dev reload pci/0000:08:00.0 netns one", ""),
@@ -66,16 +66,13 @@ fn an_instance_is_reloaded_into_another_network_namespace_and_comes_home_when_th
             ("cd /sys/bus/pci/drivers/mlx5_core; echo 0000:08:00.1 > unbind; echo 0000:08:00.1 > bind; cd /", ""),
             ("devlink dev show; one devlink dev show", "pci/0000:08:00.1\npci/0000:08:00.0"),
             ("ip netns del one; kill $O; wait $O 2>/dev/null", ""),
-            (
-                "for i in {1..100}; do devlink dev show pci/0000:08:00.0 2>/dev/null && break; sleep 0.1; done",
-                "pci/0000:08:00.0",
-            ),
+            ("until_true 'devlink dev show pci/0000:08:00.0'; devlink dev show pci/0000:08:00.0", "pci/0000:08:00.0"),
             (
                 "devlink port show pci/0000:08:00.0/65535",
                 "pci/0000:08:00.0/65535: type eth netdev enp8s0f0np0 flavour physical port 0 splittable false",
             ),
             (
-                "sleep 0.5; kill $H; wait $H 2>/dev/null; grep 08:00.0 /run/home | grep '^.[dp][eo][vr]' | head -2",
+                "until_true 'grep dev,new.*08:00.0 /run/home'; kill $H; wait $H 2>/dev/null; grep 08:00.0 /run/home | grep '^.[dp][eo][vr]' | head -2",
                 "[port,del] pci/0000:08:00.0/65535…\n[dev,del] pci/0000:08:00.0",
             ),
             ("grep '^.dev.*08:00.0' /run/home", "[dev,del] pci/0000:08:00.0\n[dev,new] pci/0000:08:00.0"),
@@ -166,7 +163,7 @@ fn the_port_of_a_vf_and_an_sf_is_announced_and_withdrawn_with_its_instance() {
     run_session(
         "virtual",
         &[
-            ("timeout 60 devlink monitor > /run/events & M=$!; sleep 0.5", ""),
+            ("timeout 60 devlink monitor > /run/events & M=$!; until_idle $M", ""),
             (
                 &format!("echo 1 > {NUMVFS}; devlink port show"),
                 "…/65535: …\npci/0000:08:00.1/65536: type eth netdev enp8s0f0v0 flavour virtual splittable false",
@@ -175,12 +172,18 @@ fn the_port_of_a_vf_and_an_sf_is_announced_and_withdrawn_with_its_instance() {
             ("devlink health show pci/0000:08:00.1/65536 reporter tx", "pci/0000:08:00.1/65536:\n  reporter tx\n…"),
             ("devlink dev eswitch set pci/0000:08:00.0 mode switchdev", ""),
             ("devlink port add pci/0000:08:00.0 flavour pcisf pfnum 0 sfnum 5 > /dev/null", ""),
-            ("devlink port function set pci/0000:08:00.0/32768 state active; sleep 0.5", ""),
+            (
+                "devlink port function set pci/0000:08:00.0/32768 state active; until_true 'devlink port show | grep auxiliary.*s5'",
+                "",
+            ),
             (
                 "devlink port show | grep auxiliary",
                 "auxiliary/mlx5_core.sf.…/…: type eth netdev enp8s0f0s5 flavour virtual splittable false",
             ),
-            ("devlink port del pci/0000:08:00.0/32768; sleep 0.5; kill $M; wait $M 2>/dev/null", ""),
+            (
+                "devlink port del pci/0000:08:00.0/32768; until_true 'grep dev,del.*auxiliary /run/events'; kill $M; wait $M 2>/dev/null",
+                "",
+            ),
             (
                 "grep -e 08:00.1 -e auxiliary /run/events | grep '^.[dp][eo][vr]'",
                 "[dev,new] pci/0000:08:00.1\n\
@@ -245,7 +248,7 @@ fn traps_and_reporters_keep_their_settings_as_long_as_the_kernel_does() {
             ),
             // The reporters of a port are made anew, those of the device are not.
             (
-                "devlink dev reload $P 2>/dev/null; sleep 0.3; devlink health show $P reporter fw; devlink port health show \
+                "devlink dev reload $P 2>/dev/null; devlink health show $P reporter fw; devlink port health show \
                  $P/65535 reporter tx",
                 "pci/0000:08:00.0:\n  reporter fw\n    state healthy error 0 recover 0 auto_dump false\n\
                  pci/0000:08:00.0/65535:\n  reporter tx\n    state healthy error 0 recover 0 grace_period 500 auto_recover \
@@ -336,7 +339,7 @@ fn a_vf_and_an_sf_have_a_netdev_and_roce_until_a_reload_takes_the_parameters_tha
                 "",
             ),
             ("devlink port add pci/0000:08:00.0 flavour pcisf pfnum 0 sfnum 88 > /run/port", ""),
-            ("devlink port function set en8f0pf0sf88 state active; sleep 1", ""),
+            ("devlink port function set en8f0pf0sf88 state active; until_attached en8f0pf0sf88 enp8s0f0s88", ""),
             (&format!("V=pci/0000:08:00.1; S=$(devlink dev | grep -o auxiliary.*sf.*); {counts}"), "2\n2"),
             (
                 &format!("{}; {counts}; {}", set("enable_eth", "false"), values("enable_eth")),
@@ -388,7 +391,10 @@ fn an_sf_has_its_parts_after_its_first_reload_if_its_pf_says_so() {
     }
     const PF: &str = "pci/0000:08:00.0";
     let counts = "ls /sys/class/net | grep -c 0f0s; rdma dev | grep -c 0f0s; devlink dev | grep -c auxiliary";
-    let cycle = "state inactive; sleep 1; devlink port function set en8f0pf0sf88 state active; sleep 1";
+    let active = "state active; until_true 'devlink dev | grep auxiliary'";
+    let cycle = format!(
+        "state inactive; until_true '! devlink dev | grep auxiliary'; devlink port function set en8f0pf0sf88 {active}"
+    );
     run_session(
         "sfs-aux-devs",
         &[
@@ -400,7 +406,7 @@ fn an_sf_has_its_parts_after_its_first_reload_if_its_pf_says_so() {
             ),
             (&format!("devlink dev reload {PF}; devlink dev eswitch set {PF} mode switchdev"), ""),
             (&format!("devlink port add {PF} flavour pcisf pfnum 0 sfnum 88 > /run/port"), ""),
-            (&format!("devlink port function set en8f0pf0sf88 state active; sleep 1; {counts}"), "0\n0\n1"),
+            (&format!("devlink port function set en8f0pf0sf88 {active}; {counts}"), "0\n0\n1"),
             // A container wants the netdev only.
             (
                 "S=$(devlink dev | grep auxiliary); devlink dev param set $S name enable_rdma value false cmode driverinit",
@@ -427,7 +433,7 @@ fn esw_sets_shows_moves_and_listens_as_devlink_does() {
     run_session(
         "own-words",
         &[
-            ("ip netns add pod; timeout 60 $ESW monitor >> /run/events & M=$!; sleep 0.5", ""),
+            ("ip netns add pod; timeout 60 $ESW monitor >> /run/events & M=$!; until_idle $M", ""),
             (&format!("$ESW dev param set {PF} name io_eq_size value 256 cmode driverinit"), ""),
             (
                 &format!("$ESW dev param show {PF} name io_eq_size"),
@@ -444,7 +450,7 @@ fn esw_sets_shows_moves_and_listens_as_devlink_does() {
             (&format!("$ESW dev reload {PF} netns pod; devlink dev; nsenter --net=/run/netns/pod devlink dev"), PF),
             (&format!("$ESW dev reload {PF} netns $$; devlink dev"), PF),
             (
-                "sleep 0.3; kill $M; grep -c 'param,new' /run/events; grep -A2 'param,new' /run/events | head -3",
+                "until_idle $M; kill $M; grep -c 'param,new' /run/events; grep -A2 'param,new' /run/events | head -3",
                 &format!("…\n[param,new] {PF}:\n  name io_eq_size type generic\n    values:"),
             ),
         ],
@@ -462,44 +468,41 @@ fn what_is_set_and_what_comes_and_goes_is_notified_once_and_as_it_is_shown() {
     run_session(
         "notified",
         &[
-            // The monitor has what it prints before the command returns, and prints it when it is scheduled.
-            (
-                "seen() { for n in $(seq 200); do [ $(grep -c \"$1\" /run/events) -ge $2 ] && return; sleep 0.05; done; }",
-                "",
-            ),
-            ("timeout 60 devlink monitor >> /run/events & M=$!; sleep 1", ""),
+            ("timeout 60 devlink monitor >> /run/events & M=$!; until_idle $M", ""),
             // A setting, before the command returns; and none of one that is refused.
             (
                 &format!(
-                    "devlink dev param set {PF} name io_eq_size value 128 cmode driverinit; seen param,new 1; cat /run/events | tr -d '\\n'; > /run/events"
+                    "devlink dev param set {PF} name io_eq_size value 128 cmode driverinit; until_idle $M; cat /run/events | tr -d '\\n'; > /run/events"
                 ),
                 &format!("[param,new] {PF}: name io_eq_size type generic …values:…cmode {steering}"),
             ),
             (
-                &format!("devlink dev param set {PF} name io_eq_size value 1 cmode driverinit; cat /run/events"),
+                &format!(
+                    "devlink dev param set {PF} name io_eq_size value 1 cmode driverinit; until_idle $M; cat /run/events"
+                ),
                 "kernel answers: Invalid argument",
             ),
             (
                 &format!(
-                    "devlink trap set {PF} trap dmac_filter action trap; devlink health set {PF} reporter fw_fatal grace_period 7; cat /run/events"
+                    "devlink trap set {PF} trap dmac_filter action trap; devlink health set {PF} reporter fw_fatal grace_period 7; until_idle $M; cat /run/events"
                 ),
                 "",
             ),
             // A reload makes the traps anew.
             (
                 &format!(
-                    "devlink dev reload {PF}; seen trap,new 2; grep -c 'trap,del' /run/events; grep -c 'trap,new' /run/events; devlink trap show {PF} trap dmac_filter | grep -o 'action [a-z]*'"
+                    "devlink dev reload {PF}; until_idle $M; grep -c 'trap,del' /run/events; grep -c 'trap,new' /run/events; devlink trap show {PF} trap dmac_filter | grep -o 'action [a-z]*'"
                 ),
                 "2\n2\naction drop",
             ),
-            ("> /run/events; echo 1 > /sys/class/net/enp8s0f0np0/device/sriov_numvfs; seen '00.1' 13", ""),
+            ("> /run/events; echo 1 > /sys/class/net/enp8s0f0np0/device/sriov_numvfs; until_idle $M", ""),
             (
                 &format!("grep -o '\\[[a-z,-]*\\] {VF}' /run/events | LC_ALL=C sort | uniq -c"),
                 &format!(
                     "…1 [dev,new] {VF}\n…8 [param,new] {VF}\n…1 [port,new] {VF}\n…2 [trap,new] {VF}\n…1 [trap-group,new] {VF}"
                 ),
             ),
-            ("> /run/events; echo 0 > /sys/class/net/enp8s0f0np0/device/sriov_numvfs; seen '00.1' 13", ""),
+            ("> /run/events; echo 0 > /sys/class/net/enp8s0f0np0/device/sriov_numvfs; until_idle $M", ""),
             (
                 &format!("grep -o '\\[[a-z,-]*\\] {VF}' /run/events | LC_ALL=C sort | uniq -c"),
                 &format!(
@@ -536,7 +539,7 @@ fn a_vf_and_an_sf_have_an_rdma_device_until_a_reload_takes_the_parameter_that_tu
                 "",
             ),
             ("devlink port add pci/0000:08:00.0 flavour pcisf pfnum 0 sfnum 88 > /run/port", ""),
-            ("devlink port function set en8f0pf0sf88 state active; sleep 1", ""),
+            ("devlink port function set en8f0pf0sf88 state active; until_attached en8f0pf0sf88 enp8s0f0s88", ""),
             ("V=pci/0000:08:00.1; S=$(devlink dev | grep -o auxiliary.*sf.*); rdma dev | grep -c 0f0[vs]", "2"),
             // It is shown at once, and takes effect with the next reload.
             (
@@ -555,10 +558,10 @@ fn a_vf_and_an_sf_have_an_rdma_device_until_a_reload_takes_the_parameter_that_tu
             (&format!("rdma dev | grep -c 0f0[vs]; {values}"), "2\nvalue true\nvalue true"),
             (&format!("{set} false cmode driverinit; done; {reload}"), "0"),
             (
-                "devlink port function set en8f0pf0sf88 state inactive; sleep 1; devlink port function set en8f0pf0sf88 state active",
+                "devlink port function set en8f0pf0sf88 state inactive; until_true '! devlink dev | grep auxiliary'; devlink port function set en8f0pf0sf88 state active",
                 "",
             ),
-            ("sleep 1; rdma dev | grep -c 0f0s", "1"),
+            ("until_true 'rdma dev | grep 0f0s'; rdma dev | grep -c 0f0s", "1"),
             // A PF that is reloaded makes its VFs anew.
             ("devlink dev reload pci/0000:08:00.0 2>/dev/null; rdma dev | grep -c 0f0v", "1"),
         ],
@@ -587,7 +590,7 @@ fn the_table_of_the_documentation_says_what_each_instance_answers() {
         devlink dev eswitch set pci/0000:08:00.0 mode switchdev
         devlink port add pci/0000:08:00.0 flavour pcisf pfnum 0 sfnum 5 >/dev/null
         devlink port function set pci/0000:08:00.0/32768 state active
-        for i in {1..100}; do SF=$(devlink dev show | grep auxiliary) && break; sleep 0.1; done
+        until_true 'devlink dev show | grep auxiliary'; SF=$(devlink dev show | grep auxiliary)
         port() { devlink port show | grep -o \"^$1/[0-9]*\" | tail -1; }";
     let mut commands = vec![make.to_owned()];
     let rows = rows();

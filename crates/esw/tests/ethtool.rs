@@ -14,8 +14,8 @@ const SETUP: [&str; 5] = [
     "echo 1 > /sys/bus/pci/devices/0000:08:00.0/sriov_numvfs",
     "devlink dev eswitch set pci/0000:08:00.0 mode switchdev",
     "devlink port add pci/0000:08:00.0 flavour pcisf pfnum 0 sfnum 88 > $FOLDER/port",
-    "devlink port function set en8f0pf0sf88 state active; sleep 1",
-    "for n in enp8s0f0np0 enp8s0f0v0 enp8s0f0s88 enp8s0f0npf0vf0 en8f0pf0sf88; do ip link set $n up; done; sleep 1",
+    "devlink port function set en8f0pf0sf88 state active; until_attached en8f0pf0sf88 enp8s0f0s88",
+    "for n in enp8s0f0np0 enp8s0f0v0 enp8s0f0s88 enp8s0f0npf0vf0 en8f0pf0sf88; do ip link set $n up; done; for n in enp8s0f0v0 enp8s0f0s88 enp8s0f0npf0vf0; do until_true \"ip link show $n | grep LOWER_UP\"; done",
 ];
 
 /// Runs commands with their expected output, where `…` stands for anything, after the set-up.
@@ -369,7 +369,7 @@ fn a_monitor_is_told_of_what_has_changed() {
     }
     let row = |command: &str, expected: &str| (command.to_owned(), expected.to_owned());
     let rows = [
-        row("stdbuf -oL ethtool --monitor > $FOLDER/monitor 2>&1 & sleep 1", ""),
+        row("stdbuf -oL ethtool --monitor > $FOLDER/monitor 2>&1 & M=$!; until_idle $M", ""),
         row(
             "ethtool -G enp8s0f0v0 rx 2048; ethtool -G enp8s0f0v0 rx 2048; ethtool -G enp8s0f0v0 rx 1 2> /dev/null",
             "",
@@ -382,11 +382,11 @@ fn a_monitor_is_told_of_what_has_changed() {
         ),
         // In another network namespace nobody is told.
         row(
-            "unshare --net sleep 3 & sleep 0.5; ip link set enp8s0f0v0 netns $!; nsenter -t $! -n ethtool -G enp8s0f0v0 rx 64; wait $!; sleep 1",
+            "unshare --net sleep 600 & P=$!; until_true \"[ \\$(readlink /proc/$P/ns/net) != \\$(readlink /proc/self/ns/net) ]\"; ip link set enp8s0f0v0 netns $P; nsenter -t $P -n ethtool -G enp8s0f0v0 rx 64; kill $P; wait $P; until_idle $M",
             "",
         ),
         row(
-            "kill %1; grep -E ' for |^RX:' $FOLDER/monitor | grep -v ' 8192\\|:.*8192'",
+            "kill $M; grep -E ' for |^RX:' $FOLDER/monitor | grep -v ' 8192\\|:.*8192'",
             "Ring parameters for enp8s0f0v0:\nRX:\t\t2048\nCoalesce parameters for enp8s0f0npf0vf0:\n\
              Pause parameters for enp8s0f0np0:\nRX:\t\toff\nPrivate flags for enp8s0f0s88:\n\
              FEC parameters for enp8s0f0np0:\nSettings for enp8s0f0np0:\nRing parameters for enp8s0f0v0:\nRX:\t\t512",

@@ -65,7 +65,7 @@ fn devlink_prints_what_it_prints_on_the_hardware() {
             ),
             ("devlink port function set en8f0pf0sf88 hw_addr 00:00:00:00:88:88 state active", ""),
             (
-                "sleep 1; devlink port show en8f0pf0sf88",
+                "until_attached en8f0pf0sf88 enp8s0f0s88; devlink port show en8f0pf0sf88",
                 "pci/0000:08:00.0/32768: type eth netdev en8f0pf0sf88 flavour pcisf controller 0 pfnum 0 sfnum 88 external \
                  false splittable false\n  function:\n    hw_addr 00:00:00:00:88:88 state active opstate attached…",
             ),
@@ -152,7 +152,10 @@ fn ip_rdma_ethtool_and_lspci_see_the_card() {
                 "portname pf0vf0 switchid e500000800000000 parentbus pci parentdev 0000:08:00.0",
             ),
             ("ip netns add elsewhere; ip link set enp8s0f0np0 netns elsewhere", "…netns is immutable…\n…"),
-            ("ip link set enp8s0f0v1 netns elsewhere; ip netns del elsewhere; sleep 1", ""),
+            (
+                "ip link set enp8s0f0v1 netns elsewhere; ip netns del elsewhere; until_true '[ -e /sys/class/net/enp8s0f0v1 ]'",
+                "",
+            ),
             ("cat /sys/class/net/enp8s0f0npf0vf0/phys_port_name", "pf0vf0"),
             ("rdma link show | grep -c rocep8s0f0/", "3"),
             // Ports of representors are for raw packets only.
@@ -191,7 +194,7 @@ fn the_address_and_the_link_of_a_vf_are_set_through_its_pf() {
     let given_back = address("ip link set enp8s0f0np0 vf 0 mac 00:00:00:00:00:00");
     let shown = "ip link show enp8s0f0np0 | grep 'vf 0'";
     let link = |until: &str| {
-        format!("for n in {{1..300}}; do ip link show enp8s0f0v0 | grep -o {until} && break; sleep 0.01; done")
+        format!("until_true 'ip link show enp8s0f0v0 | grep {until}'; ip link show enp8s0f0v0 | grep -o {until}")
     };
     let (no_carrier, carrier) = (link("NO-CARRIER"), link("LOWER_UP"));
     run_session(
@@ -242,8 +245,7 @@ fn the_counters_of_vfs_are_read_through_their_pf() {
     let quiet =
         "for n in 0 1; do echo 1 > /proc/sys/net/ipv6/conf/enp8s0f0v$n/disable_ipv6; ip link set enp8s0f0v$n up; done";
     let peer = "ip addr add 10.9.0.1/24 dev enp8s0f0v0; ip neigh add 10.9.0.2 lladdr 02:e5:08:00:00:02 dev enp8s0f0v0";
-    let ready =
-        "for n in {1..300}; do ip link show enp8s0f0v1 | grep -o LOWER_UP && break; sleep 0.01; done; sleep 0.2";
+    let ready = "until_true 'ip link show enp8s0f0v1 | grep LOWER_UP'; ip link show enp8s0f0v1 | grep -o LOWER_UP";
     let read = "ip -s -j link show enp8s0f0np0 | grep -oE '\"stats\":[^}]*}[^}]*}'";
     // iproute2's names, which differ.
     let line = |rx: (u32, u32), tx: (u32, u32)| {
@@ -280,7 +282,7 @@ fn netdevs_with_other_names_are_the_cards_all_the_same() {
         return;
     }
     let numvfs = format!("echo 2 > {NUMVFS}");
-    let until = |what: &str| format!("for n in {{1..500}}; do {what} > $FOLDER/said && break; sleep 0.01; done");
+    let until = |what: &str| format!("until_true \"{what}\"");
     let rep = until("devlink port show pci/0000:08:00.0/1 | grep 'netdev pod-a '");
     let pf = until("devlink port show pci/0000:08:00.0/65535 | grep 'netdev uplink '");
     run_session(
@@ -320,8 +322,8 @@ fn a_netdev_is_the_cards_in_any_namespace_and_under_any_name() {
     let shown = "ip -n pod -d link show eth0 | grep -o 'parentbus.*\\|veth'";
     let (driver, other_driver) = (in_pod("ethtool -i eth0 | grep driver"), in_pod("ethtool -i eth1 | grep driver"));
     let (devices, mode) = (in_pod("devlink dev"), in_pod("devlink dev eswitch show pci/0000:08:00.0"));
-    let monitor = "timeout 5 ip monitor link > /run/monitor & sleep 0.3; ip netns add other; \
-                   ip link set enp8s0f0v1 netns other; ip -n other link set enp8s0f0v1 netns $$; sleep 0.2; kill %1; \
+    let monitor = "timeout 60 ip monitor link > /run/monitor & M=$!; until_idle $M; ip netns add other; \
+                   ip link set enp8s0f0v1 netns other; ip -n other link set enp8s0f0v1 netns $$; until_idle $M; kill $M; \
                    grep -c '@' /run/monitor; grep -c 'enp8s0f0v1' /run/monitor";
     run_session(
         "namespaces",
@@ -376,7 +378,10 @@ fn an_rdma_device_is_moved_and_renamed() {
             // The mode is changed while there is one network namespace only, and set to what it is at any time.
             ("rdma system set netns exclusive", "error: Device or resource busy"),
             ("rdma system set netns shared; echo $?", "0"),
-            ("ip netns del pod; unshare --net sleep 9 & sleep 0.2; rdma system set netns exclusive", "error: …busy"),
+            (
+                "ip netns del pod; unshare --net sleep 600 & until_true \"[ \\$(readlink /proc/$!/ns/net) != \\$(readlink /proc/self/ns/net) ]\"; rdma system set netns exclusive",
+                "error: …busy",
+            ),
             (
                 "kill $!; wait $!; rdma system set netns exclusive; rdma system show",
                 "…\nnetns exclusive copy-on-fork on",
@@ -395,7 +400,7 @@ fn an_rdma_device_is_moved_and_renamed() {
             ),
             ("rdma dev set rocep8s0f0v1 name of-pod", "error: File exists"),
             // A device whose namespace dies comes home.
-            ("ip netns del pod; for n in {1..300}; do rdma dev | grep -o of-pod && break; sleep 0.01; done", "of-pod"),
+            ("ip netns del pod; until_true 'rdma dev | grep of-pod'; rdma dev | grep -o of-pod", "of-pod"),
             ("rdma dev set rocep8s0f0v1 name rocep8s0f0", "error: File exists"),
             ("rdma dev set rocep8s0f0v1 name rocep8s0f0v1; echo $?", "0"),
             ("rdma dev set rocep8s0f0v1 name a/b", "error: Invalid argument"),
@@ -433,7 +438,7 @@ fn an_rdma_device_moves_with_its_devlink_instance() {
             ("ip netns exec one rdma link show rocep8s0f0v0/1 | grep -o 'netdev.*'", "netdev eth0"),
             ("rdma system set netns exclusive", "error: Device or resource busy"),
             (
-                "ip netns del one; for n in {1..300}; do devlink dev show pci/0000:08:00.2 && break; sleep 0.01; done",
+                "ip netns del one; until_true 'devlink dev show pci/0000:08:00.2'; devlink dev show pci/0000:08:00.2",
                 "…",
             ),
             ("rdma system set netns exclusive; ip netns add one; ip netns add two", ""),
@@ -445,7 +450,7 @@ fn an_rdma_device_moves_with_its_devlink_instance() {
             ("ip netns exec one devlink dev reload pci/0000:08:00.2; ip netns exec two rdma dev", ""),
             ("ip netns exec one rdma dev | cut -d: -f2", " rocep8s0f0v0"),
             (
-                "ip netns del one; for n in {1..300}; do rdma dev | grep -o rocep8s0f0v0 && break; sleep 0.01; done",
+                "ip netns del one; until_true 'rdma dev | grep rocep8s0f0v0'; rdma dev | grep -o rocep8s0f0v0",
                 "rocep8s0f0v0",
             ),
         ],
@@ -598,7 +603,10 @@ fn vfs_and_sfs_are_bound_and_unbound_in_sysfs() {
             ("echo 0000:08:00.2 > /sys/bus/pci/drivers/mlx5_core/bind", ""),
             ("ls /sys/bus/pci/devices/0000:08:00.2/net", "enp8s0f0v0"),
             ("devlink port add pci/0000:08:00.0 flavour pcisf pfnum 0 sfnum 7 > /dev/null", ""),
-            ("devlink port function set pci/0000:08:00.0/32768 state active; sleep 1", ""),
+            (
+                "devlink port function set pci/0000:08:00.0/32768 state active; until_attached pci/0000:08:00.0/32768 enp8s0f0s7",
+                "",
+            ),
             ("sf=$(basename /sys/bus/auxiliary/devices/mlx5_core.sf.*); cat /sys/bus/auxiliary/devices/$sf/sfnum", "7"),
             ("ls /sys/bus/auxiliary/devices/$sf/net", "enp8s0f0s7"),
             ("devlink dev show auxiliary/$sf", "auxiliary/mlx5_core.sf.…"),

@@ -161,9 +161,9 @@ fn programs_read_what_filters_sample() {
         // Another namespace has other groups, and samples of its own.
         (
             "ip netns exec v0 python3 $FOLDER/psample.py groups; \
-             timeout 1 ip netns exec v0 python3 $FOLDER/psample.py samples 1 $FOLDER/elsewhere & sleep 0.5; ping_one; wait $!; echo $?"
+             timeout 60 ip netns exec v0 python3 $FOLDER/psample.py samples 1 $FOLDER/elsewhere & P=$!; until_idle $P; ping_one; until_idle $P; kill $P; wait $P; echo $?"
                 .to_owned(),
-            "end 0\n1 received\n124",
+            "end 0\n1 received\n143",
         ),
         // The groups go with the E-Switch.
         (

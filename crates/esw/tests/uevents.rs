@@ -20,11 +20,13 @@ const LISTENER: &str = "import os, socket, sys\n\
         keys = ('SUBSYSTEM', 'DRIVER', 'PCI_SLOT_NAME', 'INTERFACE', 'NAME', 'DEVPATH_OLD', 'SYNTH_UUID')\n    \
         print(p['ACTION'], p['DEVPATH'], *(p[k] for k in keys if k in p), flush=True)\n";
 
-/// Listens while commands run, until a device called `last` is there.
-fn listen(commands: &str) -> String {
+/// Listens while commands run, until a uevent that matches `awaited` was heard and then a device called `last` is there.
+/// Among the commands, `until_heard PATTERN` waits for a uevent.
+fn listen(commands: &str, awaited: &str) -> String {
     format!(
-        "python3 $FOLDER/listener > $FOLDER/heard & while [ ! -s $FOLDER/heard ]; do sleep 0.02; done\n{commands}\n\
-         sleep 0.3; ip link add last type ifb; wait; ip link del last; grep -v ready $FOLDER/heard; rm $FOLDER/heard"
+        "until_heard() {{ until_true \"grep '$1' $FOLDER/heard\"; }}
+         python3 $FOLDER/listener > $FOLDER/heard & P=$!; until_heard ready\n{commands}\n\
+         until_heard '{awaited}'; until_idle $P; ip link add last type ifb; wait; ip link del last; grep -v ready $FOLDER/heard; rm $FOLDER/heard"
     )
 }
 
@@ -47,17 +49,24 @@ fn a_vf_that_comes_is_renamed_and_goes_is_told_of_as_by_the_kernel() {
     if lab::skipped(&["bash", "python3"]) {
         return;
     }
-    let pause = "sleep 0.2";
     let printed = run_session(
         "uevents",
         &[
-            listen(&format!(
-                "echo 1 > {NUMVFS}; {pause}; ip link set enp8s0f0v0 name eth7; {pause}; echo 0 > {NUMVFS}; {pause}"
-            )),
+            listen(
+                &format!(
+                    "echo 1 > {NUMVFS}; until_heard 'bind .*00.1 pci'; ip link set enp8s0f0v0 name eth7; \
+                     until_heard 'move .*eth7'; echo 0 > {NUMVFS}"
+                ),
+                "remove .*00.1 pci",
+            ),
             listen(
                 "echo change > /sys/class/net/enp8s0f0np0/uevent; echo add > /sys/bus/pci/devices/0000:08:00.0/uevent",
+                "add .* pci",
             ),
-            listen("ip netns add pod$$; ip link set enp8s0f0np0 netns pod$$; sleep 0.2; ip netns del pod$$; sleep 1"),
+            listen(
+                "ip netns add pod$$; ip link set enp8s0f0np0 netns pod$$; until_heard 'remove .*np0'; ip netns del pod$$",
+                "add .*np0",
+            ),
             "echo nonsense > /sys/class/net/enp8s0f0np0/uevent".to_owned(),
         ],
     );
@@ -103,7 +112,9 @@ fn an_rdma_device_that_is_renamed_and_moved_is_told_of_as_by_the_kernel() {
         &[
             "rdma system set netns exclusive; ip netns add pod".to_owned(),
             listen(
-                "rdma dev set rocep8s0f0 name one; sleep 0.2; rdma dev set one netns pod; sleep 0.2; ip netns del pod; sleep 1",
+                "rdma dev set rocep8s0f0 name one; until_heard 'move .*one'; rdma dev set one netns pod; \
+                 until_heard 'remove .*one'; ip netns del pod",
+                "add .*one",
             ),
         ],
     );
@@ -153,12 +164,12 @@ fn udevadm_monitors_informs_triggers_and_names() {
         "udevadm",
         &[
             format!(
-                "{monitor}; sleep 0.2; echo 1 > {NUMVFS}; sleep 0.3; kill $m; wait $m 2>/dev/null; \
+                "{monitor}; until_idle $m; echo 1 > {NUMVFS}; until_true 'grep net/enp8s0f0v0 $FOLDER/heard'; kill $m; wait $m 2>/dev/null; \
                  grep -o '[a-z]* *[^ ]* .net.$' $FOLDER/heard"
             ),
             format!(
-                "{monitor}; sleep 0.2; udevadm trigger --action=change --subsystem-match=net --sysname-match='enp8*'; \
-                 sleep 0.3; kill $m; wait $m 2>/dev/null; grep -o 'change .*' $FOLDER/heard"
+                "{monitor}; until_idle $m; udevadm trigger --action=change --subsystem-match=net --sysname-match='enp8*'; \
+                 until_true '[ $(grep -c change $FOLDER/heard) = 2 ]'; kill $m; wait $m 2>/dev/null; grep -o 'change .*' $FOLDER/heard"
             ),
             "udevadm info -q property /sys/class/net/enp8s0f0v0".to_owned(),
             "for n in np0 v0; do udevadm test-builtin net_id /sys/class/net/enp8s0f0$n 2>/dev/null | grep PATH; done"
@@ -192,7 +203,8 @@ fn outside_of_the_lab_nothing_is_heard_of_the_card() {
         python3 $FOLDER/listener > $FOLDER/outside &
         while [ ! -s $FOLDER/outside ]; do sleep 0.02; done
         $ESW exec -- sh -c 'python3 $FOLDER/listener > $FOLDER/inside & while [ ! -s $FOLDER/inside ]; do sleep 0.02; done
-            echo 1 > {NUMVFS}; echo change > /sys/class/net/enp8s0f0np0/uevent; sleep 0.3; ip link add last type ifb; wait'
+            echo 1 > {NUMVFS}; echo change > /sys/class/net/enp8s0f0np0/uevent
+            while [ $(grep -c pci0000:08 $FOLDER/inside) -lt 10 ]; do sleep 0.02; done; ip link add last type ifb; wait'
         wait; ip link del last
         $ESW down >&2"
     );
@@ -259,7 +271,9 @@ fn udev_in_a_lab_loads_mlx5_ib_and_describes_netdevs() {
             format!("{rules}; mkdir -p /run/udev; {UDEVD} --daemon 2>/dev/null; udevadm control --ping; rdma dev"),
             "udevadm trigger --action=add --subsystem-match=auxiliary; udevadm settle; rdma dev | cut -d' ' -f2"
                 .to_owned(),
-            format!("echo 1 > {NUMVFS}; sleep 0.2; udevadm settle; udevadm info -q property /sys/class/net/enp8s0f0v0"),
+            format!(
+                "echo 1 > {NUMVFS}; until_true 'udevadm settle; udevadm info -q property /sys/class/net/enp8s0f0v0 | grep ID_PATH'; udevadm info -q property /sys/class/net/enp8s0f0v0"
+            ),
             "udevadm control --exit; while pidof systemd-udevd > /dev/null; do sleep 0.05; done; umount $r".to_owned(),
         ],
     );

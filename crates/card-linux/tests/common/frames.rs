@@ -60,9 +60,9 @@ impl Tap {
     }
 
     /// The texts of the frames of this ethertype that have arrived since the last call. Waits for `at_least` of them,
-    /// for a second at most.
+    /// for ten seconds at most.
     pub fn received(&self, at_least: usize) -> Vec<String> {
-        let deadline = Instant::now() + Duration::from_secs(1);
+        let deadline = Instant::now() + Duration::from_secs(10);
         let mut texts = Vec::new();
         let mut buffer = [0; 70_000];
         loop {

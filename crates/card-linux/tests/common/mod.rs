@@ -81,19 +81,19 @@ pub fn sh(command: &str) -> String {
     String::from_utf8(stdout).unwrap()
 }
 
-/// Waits for a shell command to succeed, for two seconds at most.
+/// Waits for a shell command to succeed, for a minute at most.
 pub fn eventually(command: &str) {
-    let deadline = Instant::now() + Duration::from_secs(2);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !Command::new("sh").args(["-c", command]).status().unwrap().success() {
         assert!(Instant::now() < deadline, "`{command}` never succeeded:\n{}", sh("ip -o link | head -30"));
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// Waits for something to be so, for two seconds at most.
+/// Waits for something to be so, for a minute at most.
 #[track_caller]
 pub fn eventually_that(is_so: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(2);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !is_so() {
         assert!(Instant::now() < deadline, "it never was so");
         std::thread::sleep(Duration::from_millis(5));

@@ -7,6 +7,7 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 const ESW: &str = env!("CARGO_BIN_EXE_esw");
 
@@ -72,9 +73,11 @@ pub fn skipped_without_pyroute2() -> bool {
 pub struct Folder(pub PathBuf);
 
 impl Folder {
-    /// Makes one.
+    /// Makes one. Several of one name are different folders.
     pub fn make(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("esw-{name}-{}", std::process::id()));
+        static MADE: AtomicUsize = AtomicUsize::new(0);
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("esw-{name}-{}-{number}", std::process::id()));
         fs::create_dir_all(&path).unwrap();
         Self(path)
     }
@@ -86,12 +89,35 @@ impl Drop for Folder {
     }
 }
 
+/// Functions that commands of a session wait with: each returns as soon as what it waits for is so, and after a minute
+/// it prints what is not.
+///
+/// * `until_true COMMAND`: until the command, one word, succeeds.
+/// * `until_idle PID`: until the process, or a child of it, waits for its next message. A listener that has begun has then
+///   joined its groups, and one that was sent something has read all of it.
+/// * `until_attached NETDEV NAME`: until the SF of this representor is attached and its netdev is there.
+const WAITING: &str = r#"
+until_true() {
+    for _ in $(seq 1200); do
+        if eval "$1" > /run/until 2>&1; then return; fi
+        sleep 0.05
+    done
+    echo "not within a minute: $1"; cat /run/until; return 1
+}
+until_idle() {
+    until_true "grep -q 'skb_wait\|futex\|poll' /proc/$1/wchan \$(sed 's|\([0-9]*\) |/proc/\1/wchan |g' /proc/$1/task/$1/children)"
+}
+until_attached() {
+    until_true "devlink port show $1 | grep -q 'opstate attached' && [ -e /sys/class/net/$2 ]"
+}
+"#;
+
 /// Runs commands by a shell in a lab around a card, one after the other; what each prints. The card is what
 /// these options of `esw up` say, in which `$FOLDER` is the folder.
 pub fn session(folder: &Folder, shell: &str, card: &str, commands: &[impl Display]) -> Vec<Vec<String>> {
     const MARK: &str = "@@";
     let text: String = commands.iter().map(|command| format!("echo {MARK}\n{command}\n")).collect();
-    fs::write(folder.0.join("session"), text).unwrap();
+    fs::write(folder.0.join("session"), format!("{WAITING}{text}")).unwrap();
     let script = format!(
         "mount -t tmpfs tmpfs /run; mkdir -p /run/state; mount --bind /run/state /var/lib; ip link set lo up
         $ESW up --daemon --detach {card} >&2
