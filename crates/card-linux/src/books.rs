@@ -14,17 +14,7 @@ use crate::operation::Claims;
 use crate::rates::Shaper;
 use crate::request::Link;
 use crate::ties::Ties;
-
-/// Where the other end of a PF's wire is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Wire {
-    /// It leads nowhere: what is sent on it is lost.
-    #[default]
-    Nowhere,
-    /// A netdev of this name, which the card makes where its other netdevs appear. What is sent on
-    /// that netdev comes from the network; what leaves the card arrives there.
-    Netdev(String),
-}
+use crate::wires::WireEnd;
 
 /// What has happened to one of the card's netdevs.
 pub(crate) type Change = (Resource, NetdevChange);
@@ -101,7 +91,7 @@ pub(crate) struct Books {
     pub ties: Ties,
     /// The bridges of each PF, by number.
     pub bridges: BTreeSet<(PfIndex, u16)>,
-    pub wires: HashMap<PfIndex, Wire>,
+    pub wires: HashMap<PfIndex, WireEnd>,
     /// What limits the functions of each PF, if rates were ever set.
     pub shapers: HashMap<PfIndex, Shaper>,
     pub complaints: Vec<String>,

@@ -15,18 +15,18 @@ use netlink::{Errno, errno_of};
 
 use crate::adopt::Hold;
 use crate::bond::{BondWatch, Bonds};
-use crate::books::{Books, Wire, slot_of};
+use crate::books::{Books, slot_of};
 use crate::layout::{Inside, Slot};
 use crate::neighbours::{NeighbourWatch, Neighbours};
 use crate::netns::{CardNetns, NetnsError};
-use crate::operation::{Operation, Part, Shared, Sockets};
+use crate::operation::{Part, Shared, Sockets};
 use crate::place::Place;
 use crate::plane::Plane;
-use crate::refused::refused;
 use crate::request::{self, Outer};
 use crate::socket::{Batch, Failure, Socket};
 use crate::ties::Ties;
 use crate::watch::{self, Sources, Watcher};
+use crate::wires::Wire;
 use crate::{create, destroy};
 
 /// A card made of real netdevs.
@@ -98,7 +98,7 @@ impl LinuxCard {
         let system = |what| move |source| SetupError::System { what, source };
         let home = || place.netns().try_clone().map_err(system("keeping the namespace"));
         let mut books = Books::new(config.clone(), home()?);
-        let (netns, found) = CardNetns::make_or_find(config.address, find)?;
+        let (netns, found) = CardNetns::make_or_find(place.node(), config.address, find)?;
         let open = "opening netlink sockets";
         let inside = netns.netns().try_clone().map_err(system(open))?;
         let mut sockets = Sockets::open(&inside, &books.home).map_err(system(open))?;
@@ -161,55 +161,13 @@ impl LinuxCard {
     /// Sets where the other end of a PF's wire is, at any time. At first it is nowhere.
     ///
     /// # Errors
-    /// The name is taken, or the kernel refuses: then the wire leads nowhere.
-    pub fn set_wire<L>(&self, cx: &mut Locked<'_, L>, pf: PfIndex, wire: Wire) -> Result<(), CardError> {
-        let slot = Slot { pf, vport: Vport::Uplink };
-        let mut operation = self.shared.begin_on(cx, slot);
-        let mut books = operation.books();
-        books.wires.insert(pf, wire);
-        let is_made = books.ends(slot).port;
-        drop(books);
-        if !is_made {
-            return Ok(());
-        }
-        let made = operation.make_wire_again(slot);
-        if made.is_err() {
-            operation.books().wires.insert(pf, Wire::Nowhere);
-            // If this fails, too, there is no wire; what is sent on one that leads nowhere is lost as well.
-            let _ = operation.make_wire_again(slot);
-        }
-        made
+    /// The name is taken, there is no such network namespace, or the kernel refuses: then the wire leads nowhere.
+    pub fn set_wire<L>(&self, cx: &mut Locked<'_, L>, pf: PfIndex, wire: &Wire) -> Result<(), CardError> {
+        self.shared.begin_on(cx, Slot { pf, vport: Vport::Uplink }).set_wire(pf, wire)
     }
 
     /// Deletes the card, as dropping it does.
     pub fn close(self) {}
-}
-
-impl Operation<'_> {
-    /// Makes a PF's wire anew, in the place of the old one.
-    pub(crate) fn make_wire_again(&mut self, slot: Slot) -> Result<(), CardError> {
-        let tied = self.books().ends(slot).tied;
-        self.delete([slot.port()], None);
-        if tied {
-            self.untie(&[slot], Slot::inner);
-        }
-        let failures = self.run_built(|books, batch| {
-            books.push_wire(batch, slot);
-            request::ingress(batch, slot.port());
-            request::join_bridge(batch, slot.port(), Inside::Bridge(slot.pf, 0).index());
-            if tied {
-                books.push_ties(batch, slot);
-            }
-        });
-        let name = match self.books().wires.get(&slot.pf) {
-            Some(Wire::Netdev(name)) => Some(eswitch::names::NetdevName { name: name.clone(), altname: None }),
-            _ => None,
-        };
-        match failures.into_iter().next() {
-            None => Ok(()),
-            Some(failure) => Err(refused(&format!("making the wire of pf{}", slot.pf.0), &failure, name.as_ref())),
-        }
-    }
 }
 
 /// Finds out whether the kernel has all that a card needs: makes one of everything inside the card, and deletes it

@@ -10,7 +10,7 @@ use eswitch::names::NetdevName;
 use eswitch::{MacAddr, PfIndex, RepType, Vport};
 use netlink::Errno;
 
-use crate::books::{Books, Ends, Entry, Wire, near_end, slot_of};
+use crate::books::{Books, Ends, Entry, near_end, slot_of};
 use crate::homes::Abroad;
 use crate::layout::Slot;
 use crate::operation::{Operation, Part};
@@ -283,10 +283,9 @@ impl Books {
                 continue;
             }
             let name = match stage {
-                Stage::Functions => match self.wires.get(&resource.pf()) {
-                    Some(Wire::Netdev(name)) => Some(NetdevName { name: name.clone(), altname: None }),
-                    _ => None,
-                },
+                Stage::Functions => {
+                    self.wires.get(&resource.pf()).map(|end| NetdevName { name: end.name.clone(), altname: None })
+                }
                 Stage::Uplinks => None,
                 _ => self.netdev_name(&resource, request.sfnum),
             };

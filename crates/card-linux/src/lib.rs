@@ -49,16 +49,18 @@ mod socket;
 mod sys;
 mod ties;
 mod watch;
+mod wires;
 
 pub use adopt::Hold;
 pub use bond::{BondWatch, Bonds};
-pub use books::{Wire, near_end};
+pub use books::near_end;
 pub use card::{LinuxCard, SetupError};
 pub use homes::{Destination, Homes};
 pub use neighbours::{NeighbourWatch, Neighbours};
 pub use netns::{NetnsError, card_netns_name};
 pub use place::{Place, PlaceError};
 pub use plane::cannot_offload;
+pub use wires::Wire;
 
 // The integration tests' card and namespaces, for those unit tests that need both.
 #[cfg(test)]

@@ -31,7 +31,9 @@ pub(crate) const LOOPBACK: u32 = 1;
 #[derive(Debug, thiserror::Error)]
 pub enum NetnsError {
     /// Another process has a card of this address.
-    #[error("process {pid} already has a card at {address}; end it, or use another PCI address")]
+    #[error(
+        "process {pid} already has a card at {address}; end it, use another PCI address, or be another node (`--node`)"
+    )]
     InUse {
         /// The card's address.
         address: PciAddress,
@@ -74,8 +76,13 @@ fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> NetnsError {
 }
 
 /// The name of a card's namespace; `address`: its first PF's.
-pub fn card_netns_name(address: PciAddress) -> String {
-    format!("esw-{address}")
+pub fn card_netns_name(node: Option<&str>, address: PciAddress) -> String {
+    format!("esw-{}", on_node(node, address))
+}
+
+/// What tells a card from all others of the machine.
+fn on_node(node: Option<&str>, address: PciAddress) -> String {
+    node.map_or_else(|| address.to_string(), |node| format!("{node}-{address}"))
 }
 
 /// The network namespace of the calling thread.
@@ -162,10 +169,15 @@ impl CardNetns {
     ///
     /// # Errors
     /// The owner of that name is alive; or the system refuses, and nothing is left that did not exist before.
-    pub(crate) fn make_or_find(address: PciAddress, find: bool) -> Result<(Self, bool), NetnsError> {
-        let (lock, died) = lock(address)?;
+    pub(crate) fn make_or_find(
+        node: Option<&str>,
+        address: PciAddress,
+        find: bool,
+    ) -> Result<(Self, bool), NetnsError> {
+        let (lock, died) = lock(node, address)?;
         prepare_names().map_err(system(format!("making {NAMES} a place for names")))?;
-        let path = Path::new(NAMES).join(card_netns_name(address));
+        let name = card_netns_name(node, address);
+        let path = Path::new(NAMES).join(&name);
         if find && died {
             let left = left_at(&path).map_err(system(format!("looking at {}, left by a dead process", path.display())));
             if let Some(netns) = left? {
@@ -175,7 +187,7 @@ impl CardNetns {
         if !died && is_there(&path).map_err(system(format!("looking at {}", path.display())))? {
             // Otherwise the next card would take the namespace for one that this process has left.
             lock.set_len(0).map_err(system("giving the card's lock back"))?;
-            return Err(NetnsError::NotOurs { name: card_netns_name(address) });
+            return Err(NetnsError::NotOurs { name });
         }
         clear_away(&path).map_err(system(format!("removing {}, left by a dead process", path.display())))?;
         let netns = make_at(&path).map_err(system(format!("making the namespace {}", path.display())))?;
@@ -207,8 +219,8 @@ impl Drop for CardNetns {
 
 /// Takes a card's lock. Returns also whether the last owner died without giving it back, so that what exists of
 /// its card is a dead process's.
-fn lock(address: PciAddress) -> Result<(File, bool), NetnsError> {
-    let path = Path::new(LOCKS).join(format!("{address}.lock"));
+fn lock(node: Option<&str>, address: PciAddress) -> Result<(File, bool), NetnsError> {
+    let path = Path::new(LOCKS).join(format!("{}.lock", on_node(node, address)));
     prepare_locks().map_err(system(format!("making {LOCKS}")))?;
     // Never removed: removing it would let two processes lock two files of one name.
     let mut file = File::options()

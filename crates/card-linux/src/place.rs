@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
-use netlink::{Errno, errno_of};
+use netlink::{Errno, errno_of, without_number};
 
 use crate::socket::Socket;
 use crate::{netns, request, sys};
@@ -19,6 +19,7 @@ use crate::{netns, request, sys};
 pub struct Place {
     home: File,
     private: bool,
+    node: Option<String>,
 }
 
 /// Why a place cannot be made.
@@ -29,6 +30,16 @@ pub enum PlaceError {
     NoUserNamespace {
         /// What is in the way.
         reason: String,
+        /// What to do about it.
+        remedy: &'static str,
+    },
+    /// A network namespace cannot be entered.
+    #[error("the network namespace {name}: {why}; {remedy}")]
+    NoNetns {
+        /// Its name.
+        name: String,
+        /// The system's error.
+        why: String,
         /// What to do about it.
         remedy: &'static str,
     },
@@ -55,14 +66,31 @@ impl Place {
     pub fn prepare() -> Result<Self, PlaceError> {
         let home = netns::current().map_err(system("opening /proc/thread-self/ns/net"))?;
         if is_administered(&home)? {
-            return Ok(Self { home, private: false });
+            return Ok(Self { home, private: false, node: None });
         }
         make_private()?;
         let home = netns::current().map_err(system("opening the new network namespace"))?;
         let mut socket = Socket::open(&home).map_err(system("opening a netlink socket"))?;
         // Many programs need a loopback that is up; a card does not.
         let _ = socket.run_one(|batch| request::set_up(batch, 1, true));
-        Ok(Self { home, private: true })
+        Ok(Self { home, private: true, node: None })
+    }
+
+    /// Moves the process to the network namespace of a name, in which [`prepare`](Self::prepare) then finds the place. Call it
+    /// before any thread is started.
+    ///
+    /// # Errors
+    /// There is none of that name, or this user may not enter it.
+    pub fn enter(netns: &str) -> Result<(), PlaceError> {
+        netns::open(netns).and_then(|opened| sys::enter_netns(&opened)).map_err(|source| PlaceError::NoNetns {
+            name: netns.to_owned(),
+            remedy: match source.kind() {
+                io::ErrorKind::NotFound => "`ip netns add` makes one with a name",
+                io::ErrorKind::PermissionDenied => "this takes root",
+                _ => "`ip netns list` shows those that have names",
+            },
+            why: without_number(&source),
+        })
     }
 
     /// Whether [`prepare`](Self::prepare) would make namespaces, rather than use the one this was started in.
@@ -81,7 +109,18 @@ impl Place {
     pub fn join(process: BorrowedFd<'_>) -> Result<Self, PlaceError> {
         sys::enter_all(process).map_err(system("entering the namespaces of a process"))?;
         let home = netns::current().map_err(system("opening /proc/thread-self/ns/net"))?;
-        Ok(Self { home, private: true })
+        Ok(Self { home, private: true, node: None })
+    }
+
+    /// The same place, on a node of this name: nodes of one machine may have cards at the same PCI addresses.
+    #[must_use]
+    pub fn on_node(self, node: Option<&str>) -> Self {
+        Self { node: node.map(str::to_owned), ..self }
+    }
+
+    /// The node that it is on.
+    pub(crate) fn node(&self) -> Option<&str> {
+        self.node.as_deref()
     }
 
     /// Whether the namespace was made for a process, rather than being the one in which it was started.

@@ -26,7 +26,7 @@ use lockdep::{Deadline, Domain, Locked, Unlocked};
 use netlink::rtnl::{IFLA_LINK, RTM_DELLINK, RTM_NEWLINK, RTMGRP_LINK};
 use netlink::{Errno, errno_of};
 
-use crate::books::{Books, Change, Wire};
+use crate::books::{Books, Change};
 use crate::elsewhere::Sighting;
 use crate::layout::{Inside, Slot};
 use crate::operation::{Operation, Part, Shared};
@@ -649,15 +649,5 @@ impl Operation<'_> {
     /// in use.
     pub(crate) fn has_gone(&mut self, index: u32) -> bool {
         request::link(&mut self.sockets().inside, index).is_err_and(|error| errno_of(&error) == Errno::NODEV)
-    }
-
-    /// Makes a wire again whose other end a user has deleted: this unplugged it, so it leads nowhere.
-    fn rewire(&mut self, slot: Slot) {
-        if self.books().ends(slot).port && self.has_gone(slot.port()) {
-            self.books().wires.insert(slot.pf, Wire::Nowhere);
-            if let Err(error) = self.make_wire_again(slot) {
-                self.books().complaints.push(error.to_string());
-            }
-        }
     }
 }

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::cards::CardKind;
+use crate::daemon::folders;
 
 const ABOUT: &str = "A software SmartNIC with an embedded switch and representors";
 
@@ -34,6 +35,9 @@ Exit status:
 #[derive(Debug, Parser)]
 #[command(name = "esw", version, about = ABOUT, after_help = AFTER)]
 pub struct Arguments {
+    /// The node: several on one machine have cards, sockets and states of their own, even at the same PCI addresses
+    #[arg(long, global = true, value_name = "NAME", env = "ESW_NODE", value_parser = folders::node_name)]
+    pub node: Option<String>,
     #[command(subcommand)]
     pub command: Command,
 }
@@ -405,6 +409,9 @@ pub struct Up {
     /// `[cards.NAME]` for each
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// The network namespace in which the card's netdevs appear, rather than that of the caller
+    #[arg(long, value_name = "NAME")]
+    pub netns: Option<String>,
     /// Check the order of locks; always on in debug builds
     #[arg(long)]
     pub lockdep: bool,

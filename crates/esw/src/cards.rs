@@ -11,6 +11,7 @@ use host::{Bonds, Neighbours, Pulse, World};
 use lockdep::Domain;
 
 use crate::bonds::KernelBonds;
+use crate::daemon::folders::node;
 use crate::neighbours::KernelNeighbours;
 use crate::programs::Here;
 
@@ -59,7 +60,7 @@ impl Cards {
     pub fn prepare(kind: CardKind) -> Result<Self> {
         Ok(match kind {
             CardKind::Memory => Self::Memory,
-            CardKind::Linux => Self::Linux(Place::prepare()?),
+            CardKind::Linux => Self::Linux(Place::prepare()?.on_node(node())),
         })
     }
 

@@ -27,7 +27,7 @@ use anyhow::{Context, Result, bail};
 use card_linux::{Hold, Place};
 use control::{CommandTarget, Follower};
 use devlink::{Access, ControlSocket, Cx, Kept as ServerState, KernelNetdevs, Served, Server};
-use eswitch::{FlowRecord, StoredFlows, Touched};
+use eswitch::{FlowRecord, PfIndex, StoredFlows, Touched};
 use lockdep::{Domain, Locked, Unlocked};
 use rustix::process::getegid;
 
@@ -59,6 +59,7 @@ pub use status::{CardStatus, PfStatus};
 const NEXT_HOPS: Duration = Duration::from_secs(5);
 /// How long a process that was killed may take to close its files.
 const DYING: Duration = Duration::from_secs(2);
+
 /// Runs the command; its exit status.
 ///
 /// # Errors
@@ -75,6 +76,9 @@ pub fn daemon(arguments: &Up) -> Result<u8> {
             "this is inside a lab, where netlink sockets are not the kernel's: start the daemon outside of it (a \
              container whose engine answers system calls looks the same)"
         );
+    }
+    if let Some(netns) = &arguments.netns {
+        Place::enter(netns)?;
     }
     let notify = Arc::new(Notify::from_environment());
     let config = Config::read(arguments.config.as_deref(), arguments.card)?;
@@ -105,7 +109,7 @@ pub fn daemon(arguments: &Up) -> Result<u8> {
     let pulse = Arc::new(Pulse::new());
     interrupt::listen(&domain, &pulse)?;
     let daemon = Daemon {
-        cards: Cards::of(place),
+        cards: Cards::of(place.map(|place| place.on_node(folders::node()))),
         ending: Arc::new(Ending::new(Arc::clone(&pulse), if config.keep { How::Keep } else { How::Down })),
         domain: Arc::clone(&domain),
         pulse,
@@ -114,6 +118,18 @@ pub fn daemon(arguments: &Up) -> Result<u8> {
         own_group,
     };
     lockdep::enter(&domain, "main", |cx| daemon.run(cx, &config, doors, keeper))
+}
+
+/// Has the wires of a card lead where its configuration says.
+///
+/// # Errors
+/// There is no such network namespace, or the kernel refuses.
+fn plug(cx: &mut Locked<'_, Unlocked>, hold: &Hold, card: &CardEntry) -> Result<()> {
+    for pf in (0..card.card.pfs).map(PfIndex) {
+        let wire = card.wires.get(usize::from(pf.0)).cloned().unwrap_or_default();
+        hold.set_wire(cx, pf, &wire).with_context(|| format!("cards.{}: the wire of pf{}", card.name, pf.0))?;
+    }
+    Ok(())
 }
 
 /// Finds the stored state of a card. A daemon that has just been killed may have closed its socket and still have the
@@ -259,6 +275,7 @@ impl Daemon {
         let Started { journal, flows, live, hold, restored, .. } = started;
         if let Some(hold) = hold {
             hold.taken_over(cx);
+            plug(cx, hold, card)?;
         }
         let collect = |cx: Cx<'_, '_>| Part {
             agreed: live.engine().agreed_part(cx, Touched::Everything),

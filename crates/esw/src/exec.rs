@@ -10,6 +10,7 @@ use lab::{Card, Join, Options, sysfs};
 use rustix::net::sockopt::socket_peercred;
 
 use crate::arguments::{Exec, Shell};
+use crate::daemon::folders::node;
 use crate::output::complain;
 use crate::remote::Remote;
 use crate::sockets::{ConnectedCard, connect};
@@ -34,7 +35,11 @@ pub fn shell(arguments: &Shell) -> Result<u8> {
     run(connect(&arguments.which)?, Command::new(shell), false, true)
 }
 
-fn run(found: Vec<ConnectedCard>, command: Command, exact_addresses: bool, verbose: bool) -> Result<u8> {
+fn run(found: Vec<ConnectedCard>, mut command: Command, exact_addresses: bool, verbose: bool) -> Result<u8> {
+    // `esw` in the lab is for the same node.
+    if let Some(node) = node() {
+        command.env("ESW_NODE", node);
+    }
     let join = place_of(&found)?;
     let mut remotes = Vec::new();
     for card in found {

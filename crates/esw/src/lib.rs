@@ -49,6 +49,9 @@ pub fn command() -> clap::Command {
 /// Runs the command that the arguments of this process name; its exit status.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(node) = arguments.node {
+        daemon::folders::set_node(node);
+    }
     let done = match &arguments.command {
         Command::Run(arguments) => run::run(arguments),
         Command::Up(arguments) if arguments.service.detach => daemon::detach(arguments),

@@ -51,10 +51,18 @@ pub fn connect(which: &Which) -> Result<Vec<ConnectedCard>> {
     match refused.pop() {
         Some(error) if cards.is_empty() => Err(error.into()),
         _ if cards.is_empty() => {
-            bail!("no card is up; `esw up --daemon` brings one up (looked in {})", folders::sockets().display())
+            bail!("{}", none_up())
         }
         _ => Ok(cards),
     }
+}
+
+/// That no card is up, with where it was looked, and the nodes on which cards are.
+pub fn none_up() -> String {
+    let nodes = folders::nodes().join(", ");
+    let nodes = if nodes.is_empty() { nodes } else { format!("; there are cards with --node {nodes}") };
+    let folder = folders::sockets();
+    format!("no card is up; `esw up --daemon --detach` brings one up (looked in {}{nodes})", folder.display())
 }
 
 /// Calls `f` with each of several things, each on a thread of its own, as each call may wait; the results are in the

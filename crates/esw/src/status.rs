@@ -10,7 +10,7 @@ use crate::daemon::{CardStatus, DaemonConnection, NoAnswer, PATIENCE, PfStatus, 
 use crate::exit_status::{FAILED, HELD};
 use crate::output::{complain, line};
 use crate::printable::{printable, printable_json};
-use crate::sockets::all_at_once;
+use crate::sockets::{all_at_once, none_up};
 
 /// Runs the command; its exit status.
 ///
@@ -28,7 +28,7 @@ pub fn status(arguments: &Status) -> Result<u8> {
         None => sockets().context("looking for control sockets")?,
     };
     if paths.is_empty() && !arguments.json {
-        line("no card is up; `esw up --daemon --detach` brings one up");
+        line(&none_up());
     }
     let until = Instant::now() + PATIENCE;
     let mut status = HELD;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use std::{fs, io};
 
 use anyhow::{Context, Result, bail};
+use card_linux::Place;
 use eswitch::CardConfig;
 use host::{Heeds, Pulse};
 use lockdep::{Domain, Locked, Unlocked};
@@ -34,6 +35,9 @@ pub fn up(arguments: &Up) -> Result<u8> {
         Some(path) => read_config(path)?,
         None => CardConfig::default(),
     };
+    if let Some(netns) = &arguments.netns {
+        Place::enter(netns)?;
+    }
     let cards = Cards::prepare(arguments.card)?;
     let domain = lock_order::domain(arguments.lockdep);
     let pulse = Arc::new(Pulse::new());

@@ -15,6 +15,10 @@ pub struct CardConfig {
     /// PCI address of the first PF, which must be function 0. The other PFs are functions 1 to 3 of the same device.
     #[serde(with = "as_text")]
     pub address: PciAddress,
+    /// Tells cards of several machines apart that are at the same address: it is part of every MAC address and of the switch
+    /// id. 0 to [`SERIAL_MAX`](Self::SERIAL_MAX).
+    #[serde(skip_serializing_if = "is_zero")]
+    pub serial: u32,
     /// Number of PFs: 1 to 4.
     pub pfs: u8,
     /// `sriov_totalvfs` of each PF, or on a DPU of the host's PF: 0 to 32,000.
@@ -72,6 +76,10 @@ impl NamingScheme {
     }
 }
 
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
 fn is_one(number: &u32) -> bool {
     *number == 1
 }
@@ -80,6 +88,7 @@ impl Default for CardConfig {
     fn default() -> Self {
         Self {
             address: PciAddress { domain: 0, bus: 8, device: 0, function: 0 },
+            serial: 0,
             pfs: 1,
             total_vfs: 8,
             vfs: 0,
@@ -164,6 +173,7 @@ impl CardConfig {
         let range = |field, value: u64, ok: bool, expected| {
             if ok { Ok(()) } else { Err(ConfigError::Range { field, value, expected }) }
         };
+        range("serial", self.serial.into(), self.serial <= Self::SERIAL_MAX, "0 to 8388607")?;
         range("pfs", self.pfs.into(), (1..=4).contains(&self.pfs), "1 to 4")?;
         range("total_vfs", self.total_vfs.into(), self.total_vfs <= 32_000, "0 to 32000")?;
         range("vf_msix", self.vf_msix.into(), self.vf_msix <= 65_536, "0 to 65536")?;
@@ -223,19 +233,29 @@ impl CardConfig {
         (pf < self.pfs.into()).then_some((PfIndex(pf as u8), vf as u16))
     }
 
-    /// The MAC address that the driver of a vport's function makes by itself. It is locally administered, unique within
-    /// the card, and the same at every start. mlx5 makes a random one, which is as good to its users; with this one a
+    /// The largest serial number: it takes the 23 bits of a MAC address that nothing within a card is told apart by.
+    pub const SERIAL_MAX: u32 = (1 << 23) - 1;
+
+    /// The MAC address that the driver of a vport's function makes by itself. It is locally administered, unique among the
+    /// cards of one address and different serial numbers, and the same at every start. mlx5 makes a random one, which is as good to its users; with this one a
     /// card that is brought up twice is the same twice.
     pub fn mac(&self, pf: PfIndex, vport: Vport) -> MacAddr {
+        self.mac_with(0xe5, pf, vport)
+    }
+
+    /// The MAC address of a vport, with what its second byte begins as.
+    fn mac_with(&self, kind: u8, pf: PfIndex, vport: Vport) -> MacAddr {
+        // Eight bits are in place of the bus, five in that of the device, six above those that say which kind of address it is,
+        // and four in the second byte.
+        let part = |shift: u32, bits: u32| (self.serial >> shift & ((1 << bits) - 1)) as u8;
+        let (bus, device) = (self.address.bus ^ part(0, 8), self.address.device ^ part(8, 5));
         let [high, low] = vport.number().to_be_bytes();
-        MacAddr([0x02, 0xe5, self.address.bus, self.address.device << 3 | pf.0, high, low])
+        MacAddr([0x02 | part(13, 6) << 2, kind ^ part(19, 4) << 4, bus, device << 3 | pf.0, high, low])
     }
 
     /// The MAC address of a vport's netdev representor.
     pub fn rep_mac(&self, pf: PfIndex, vport: Vport) -> MacAddr {
-        let MacAddr([_, _, rest @ ..]) = self.mac(pf, vport);
-        let [a, b, c, d] = rest;
-        MacAddr([0x02, 0xe6, a, b, c, d])
+        self.mac_with(0xe6, pf, vport)
     }
 
     /// The delay before retry number `attempt`, counted from 0.
@@ -282,6 +302,25 @@ mod tests {
                 }
             }
             assert_eq!(config.vf_at(config.vf_address(PfIndex(config.pfs), 0)), None);
+        }
+    }
+
+    #[test]
+    fn cards_of_different_serial_numbers_have_no_address_in_common() {
+        let mut seen = std::collections::HashSet::new();
+        // Every bit alone, and all of them.
+        let serials = (0..23).map(|bit| 1 << bit).chain([0, CardConfig::SERIAL_MAX]);
+        for serial in serials {
+            let card = CardConfig { serial, pfs: 4, ..CardConfig::default() };
+            assert_eq!(card.validate(), Ok(()));
+            for pf in (0..card.pfs).map(PfIndex) {
+                for vport in [Vport::Uplink, Vport::HostPf, Vport::Vf(0), Vport::Vf(7), Vport::Sf(255)] {
+                    for mac in [card.mac(pf, vport), card.rep_mac(pf, vport)] {
+                        assert_eq!(mac.0[0] & 3, 2, "{mac} is not locally administered, or of a group");
+                        assert!(seen.insert(mac), "{mac} of {serial:#x} twice");
+                    }
+                }
+            }
         }
     }
 

@@ -21,11 +21,13 @@ pub struct NetdevName {
     pub altname: Option<String>,
 }
 
-/// `phys_switch_id`: the switch id of a card, which is the same for all its PFs.
+/// `phys_switch_id`: the switch id of a card, which is the same for all its PFs. The last bytes are its serial number.
 pub fn switch_id(config: &CardConfig) -> [u8; 8] {
     let address = config.address;
     let [domain, of_domain] = address.domain.to_be_bytes();
-    [0xe5, domain, of_domain, address.bus, address.device, 0, 0, 0]
+    let [_, serial @ ..] = config.serial.to_be_bytes();
+    let [a, b, c] = serial;
+    [0xe5, domain, of_domain, address.bus, address.device, a, b, c]
 }
 
 /// `phys_port_name` of a vport's representor: `p0`, `pf0vf1`, `pf0sf88`, or on a DPU `c1pf0vf1`.

@@ -4,7 +4,7 @@ use eswitch::PfIndex;
 
 use super::netdevs::Channels;
 use super::{Job, alive, done, half_done, push_attach};
-use crate::books::{Books, Wire};
+use crate::books::Books;
 use crate::layout::{Inside, Slot};
 use crate::operation::Operation;
 use crate::request::{self, CARD_MTU, OUTER_MTU, Outer};
@@ -123,8 +123,8 @@ impl Books {
     pub(crate) fn push_wire(&self, batch: &mut Batch, slot: Slot) {
         let cable = Inside::Cable(slot.pf);
         let (name, place) = match self.wires.get(&slot.pf) {
-            Some(Wire::Netdev(name)) => (name.clone(), Ok(&self.home)),
-            Some(Wire::Nowhere) | None => (cable.name(), Err(cable.index())),
+            Some(end) => (end.name.clone(), Ok(end.netns.as_ref().unwrap_or(&self.home))),
+            None => (cable.name(), Err(cable.index())),
         };
         let outer =
             Outer { name: &name, mac: None, mtu: OUTER_MTU, place, before: None, queues: 1, tx_queue_len: None };

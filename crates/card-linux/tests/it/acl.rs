@@ -123,7 +123,7 @@ fn the_spoof_check_drops_and_counts_what_is_not_from_the_vfs_address() {
 fn a_vf_in_a_vlan_reaches_those_in_it_and_no_others() {
     in_own_namespaces("a_vf_in_a_vlan_reaches_those_in_it_and_no_others", || {
         let rig = rig(4);
-        rig.with(|card, cx| card.set_wire(cx, PF, Wire::Netdev("cable".into()))).unwrap();
+        rig.with(|card, cx| card.set_wire(cx, PF, &Wire::netdev("cable"))).unwrap();
         sh("echo 1 > /proc/sys/net/ipv6/conf/cable/disable_ipv6; ip link set cable up");
         eventually(&format!("bridge -n {CARD} link show dev wire0 | grep -q forwarding"));
         set(&rig, 0, in_vlan(5)).unwrap();

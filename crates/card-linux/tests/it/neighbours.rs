@@ -27,7 +27,7 @@ impl Bench {
     fn new() -> Self {
         let rig = Rig::with_vfs(1);
         rig.to_switchdev(1);
-        rig.with(|card, cx| card.set_wire(cx, PF, Wire::Netdev("wire".to_owned())).unwrap());
+        rig.with(|card, cx| card.set_wire(cx, PF, &Wire::netdev("wire")).unwrap());
         sh("ip netns add station && ip link set wire netns station && ip -n station link set wire name eth0");
         sh("ip -n station link set eth0 address 02:00:00:00:00:99 up");
         sh("ip -n station addr add 192.0.2.2/24 dev eth0; ip -n station addr add fd00::2/64 dev eth0 nodad");

@@ -245,7 +245,7 @@ fn frames_leave_by_the_wire_on_which_the_lag_transmits() {
         let rig = Rig::new(CardConfig { pfs: 2, ..CardConfig::default() });
         for pf in [PF, other] {
             rig.make(&[Resource::Function(pf), Resource::PfNetdev(pf)]);
-            rig.with(|card, cx| card.set_wire(cx, pf, Wire::Netdev(format!("net{}", pf.0)))).unwrap();
+            rig.with(|card, cx| card.set_wire(cx, pf, &Wire::netdev(format!("net{}", pf.0)))).unwrap();
             sh(&format!("ip link set net{} up", pf.0));
         }
         rig.make(&vf_ports(1));

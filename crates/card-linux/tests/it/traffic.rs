@@ -153,7 +153,7 @@ fn a_vf_counts_what_it_sends_and_receives_in_both_modes_and_over_its_netdevs() {
 fn the_wire_is_the_networks_end() {
     in_own_namespaces("the_wire_is_the_networks_end", || {
         let rig = Rig::with_vfs(1);
-        rig.with(|card, cx| card.set_wire(cx, PF, Wire::Netdev("cable".into()))).unwrap();
+        rig.with(|card, cx| card.set_wire(cx, PF, &Wire::netdev("cable"))).unwrap();
         up(&["cable", "enp8s0f0np0", "enp8s0f0v0"]);
         let [cable, pf, vf0] = ["cable", "enp8s0f0np0", "enp8s0f0v0"].map(|d| Tap::on(None, d));
         forwarding(&["wire0", "up0", "p0v0"]);
@@ -173,7 +173,7 @@ fn the_wire_is_the_networks_end() {
         assert_eq!(vf0.received(0), [""; 0]);
 
         // When the wire's other end is changed meanwhile, the new wire is tied, too.
-        rig.with(|card, cx| card.set_wire(cx, PF, Wire::Netdev("cable2".into()))).unwrap();
+        rig.with(|card, cx| card.set_wire(cx, PF, &Wire::netdev("cable2"))).unwrap();
         assert!(!netdevs().contains(&"cable".to_owned()));
         up(&["cable2"]);
         sh("ip -n esw-0000:08:00.0 link show wire0");
@@ -182,6 +182,23 @@ fn the_wire_is_the_networks_end() {
         assert_eq!(cable2.received(1), ["out again"]);
         assert!(cable2.send(mac(0), NOBODY, "in again"));
         assert_eq!(pf.received(1), ["in again"]);
+
+        // The same end again is the same wire; one in another network namespace is another.
+        let index = || sh("ip -o link show cable2 | cut -d: -f1");
+        let before = index();
+        rig.with(|card, cx| card.set_wire(cx, PF, &Wire::netdev("cable2"))).unwrap();
+        assert_eq!(index(), before);
+        let of_lan = Wire::Netdev { name: "cable2".to_owned(), netns: Some("lan".to_owned()) };
+        sh("ip netns add lan");
+        rig.with(|card, cx| card.set_wire(cx, PF, &of_lan)).unwrap();
+        assert!(!netdevs().contains(&"cable2".to_owned()));
+        sh("ip -n lan link set cable2 up");
+        let away = Tap::on(Some("lan"), "cable2");
+        assert!(pf.send(mac(0), NOBODY, "out of the namespace"));
+        assert_eq!(away.received(1), ["out of the namespace"]);
+        drop(away);
+        rig.with(|card, cx| card.set_wire(cx, PF, &Wire::netdev("cable2"))).unwrap();
+        sh("ip netns del lan");
 
         // A user who deletes the other end has unplugged the wire; the card works on.
         sh("ip link del cable2");

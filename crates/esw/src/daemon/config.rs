@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use card_linux::Wire;
 use devlink::view::Profile;
 use eswitch::CardConfig;
 use serde::Deserialize;
@@ -32,6 +33,7 @@ struct Table {
     /// Octal, as text.
     socket_mode: Option<String>,
     socket_group: Option<u32>,
+    wires: Vec<String>,
     profile: ProfileTable,
     card: CardConfig,
 }
@@ -108,6 +110,8 @@ pub struct CardEntry {
     pub mode: u32,
     /// The group whose members may change things, beside root and the user who runs the daemon.
     pub group: Option<u32>,
+    /// The wire of each PF, in the order of the PFs.
+    pub wires: Vec<Wire>,
     /// The identity that the card shows.
     pub profile: Profile,
     pub card: CardConfig,
@@ -211,15 +215,57 @@ fn entry(name: String, table: Table, kind: CardKind) -> Result<CardEntry> {
     if length > SOCKET_PATH_MAX {
         bail!("cards.{name}: the socket {} has {length} bytes; it can have {SOCKET_PATH_MAX}", socket.display());
     }
+    let kind = table.kind.unwrap_or(kind);
+    let wires = wires(&table.wires, kind, table.card.pfs).with_context(|| format!("cards.{name}"))?;
     Ok(CardEntry {
         socket,
         name,
-        kind: table.kind.unwrap_or(kind),
+        kind,
+        wires,
         mode,
         group: table.socket_group,
         profile: table.profile.complete(table.card.dpu)?,
-        card: table.card,
+        card: match table.card {
+            card @ CardConfig { serial: 0, .. } => CardConfig { serial: folders::serial(), ..card },
+            card => card,
+        },
     })
+}
+
+/// The wires of a card: `NAME` or `NAME@NETNS` for each PF. The PFs beyond them have wires that lead nowhere, as those with
+/// an empty text.
+fn wires(texts: &[String], kind: CardKind, pfs: u8) -> Result<Vec<Wire>> {
+    if kind != CardKind::Linux && !texts.is_empty() {
+        bail!("`wires` is for cards of the kind `linux`; a card in memory has no netdevs");
+    }
+    if texts.len() > usize::from(pfs) {
+        bail!("`wires` has {} wires, and the card has {pfs} PFs", texts.len());
+    }
+    let mut ends: Vec<&str> = texts.iter().map(String::as_str).filter(|text| !text.is_empty()).collect();
+    ends.sort_unstable();
+    if let Some(twice) = ends.windows(2).find(|two| two[0] == two[1]) {
+        bail!("`wires` has \"{}\" twice", printable(twice[0]));
+    }
+    texts.iter().map(|text| wire(text)).collect()
+}
+
+fn wire(text: &str) -> Result<Wire> {
+    let is_name = |name: &str, most: usize| {
+        let is_usual = |c: char| !c.is_whitespace() && !is_control(c) && !"/:%".contains(c);
+        (1..=most).contains(&name.len()) && !name.starts_with('.') && name.chars().all(is_usual)
+    };
+    let (name, netns) = match text.split_once('@') {
+        None => (text, None),
+        Some((name, netns)) => (name, Some(netns)),
+    };
+    if text.is_empty() {
+        return Ok(Wire::Nowhere);
+    }
+    // IFNAMSIZ, less the zero at the end; NAME_MAX.
+    if !is_name(name, 15) || netns.is_some_and(|netns| !is_name(netns, 255)) {
+        bail!("`wires` has \"{}\"; a wire is NETDEV or NETDEV@NETNS, or empty if it leads nowhere", printable(text));
+    }
+    Ok(Wire::Netdev { name: name.to_owned(), netns: netns.map(str::to_owned) })
 }
 
 #[cfg(test)]
@@ -293,6 +339,13 @@ mod tests {
             ("[cards.a.profile]\nboard = \"\\u009b\"", "`profile.board`"),
             ("state_dir = \"/\\u001b\"\n[cards.a]", "`state_dir` is"),
             (&format!("[cards.a]\nsocket = \"/{}\"", "x".repeat(120)), "it can have 107"),
+            ("[cards.a]\nwires = [\"a\"]", "a card in memory has no netdevs"),
+            ("[cards.a]\nkind = \"linux\"\nwires = [\"a\", \"b\"]", "`wires` has 2 wires, and the card has 1 PFs"),
+            ("[cards.a]\nkind = \"linux\"\nwires = [\"a@\"]", "a wire is NETDEV or NETDEV@NETNS"),
+            ("[cards.a]\nkind = \"linux\"\nwires = [\"0123456789abcdef\"]", "a wire is NETDEV or NETDEV@NETNS"),
+            ("[cards.a]\nkind = \"linux\"\nwires = [\"a@../b\"]", "a wire is NETDEV or NETDEV@NETNS"),
+            ("[cards.a]\nkind = \"linux\"\nwires = [\"a\", \"a\"]\n[cards.a.card]\npfs = 2", "`wires` has \"a\" twice"),
+            ("[cards.a.card]\nserial = 8388608", "`serial` is 8388608; it must be 0 to 8388607"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(expected), "{text:?}: {error}");

@@ -4,21 +4,73 @@ use std::fs::{DirBuilder, File, Permissions};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 #[cfg(test)]
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::{fs, io};
 
 use anyhow::{Context, Result};
 use devlink::ControlSocket;
+use eswitch::CardConfig;
 use rustix::fs::{Mode, OFlags};
 use rustix::process::geteuid;
 
-/// The default folder of control sockets: the one that the service manager names, `/run/eswitch`, or without root one of
-/// the user's own.
-pub fn sockets() -> PathBuf {
-    if let Some(folder) = from_service_manager("RUNTIME_DIRECTORY") {
-        return folder;
+/// The node that this process is for: set once, from the command line, before anything asks.
+static NODE: OnceLock<String> = OnceLock::new();
+
+/// The name of the node that this process is for, if the machine is several.
+pub fn node() -> Option<&'static str> {
+    NODE.get().map(String::as_str)
+}
+
+/// Sets the node that this process is for. Later calls have no effect.
+pub fn set_node(name: String) {
+    let _ = NODE.set(name);
+}
+
+/// The serial number of the cards of this node that have none in their configuration: a hash of the node's name, so that
+/// nodes have different MAC addresses. 0 without a node.
+pub fn serial() -> u32 {
+    node().map_or(0, serial_of)
+}
+
+/// FNV-1a, folded into the bits that a serial number has.
+fn serial_of(node: &str) -> u32 {
+    let hash = node.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    // 0 is no serial number.
+    ((hash >> 23 ^ hash) & CardConfig::SERIAL_MAX).max(1)
+}
+
+/// The name of a node: it is part of the names of folders and of network namespaces.
+///
+/// # Errors
+/// It is none; the error says what one is.
+pub fn node_name(text: &str) -> Result<String, String> {
+    let is_usual = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let starts_well = text.starts_with(|c: char| c.is_ascii_alphanumeric());
+    if starts_well && text.len() <= 32 && text.chars().all(is_usual) {
+        return Ok(text.to_owned());
     }
+    Err("a node has a name of 1 to 32 letters, digits, `-`, `_` and `.`, which begins with a letter or a digit"
+        .to_owned())
+}
+
+/// The folder of a node, in a default folder that nodes share.
+fn of_node(folder: PathBuf) -> PathBuf {
+    match node() {
+        Some(node) => folder.join("nodes").join(node),
+        None => folder,
+    }
+}
+
+/// The default folder of control sockets: the one that the service manager names, `/run/eswitch`, or without root one of
+/// the user's own; of a node, a folder in that.
+pub fn sockets() -> PathBuf {
+    from_service_manager("RUNTIME_DIRECTORY").unwrap_or_else(|| of_node(shared_sockets()))
+}
+
+/// The folder in which that of a node is, too.
+fn shared_sockets() -> PathBuf {
     if geteuid().is_root() {
         return PathBuf::from("/run/eswitch");
     }
@@ -29,8 +81,22 @@ pub fn sockets() -> PathBuf {
     }
 }
 
+/// The names of the nodes that have control sockets, sorted.
+pub fn nodes() -> Vec<String> {
+    let folder = shared_sockets().join("nodes");
+    let entries = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten();
+    let is_up = |name: &String| {
+        let mut files = entries(&folder.join(name));
+        node_name(name).is_ok() && files.any(|file| file.path().extension().is_some_and(|end| end == "sock"))
+    };
+    let mut names: Vec<String> =
+        entries(&folder).map(|entry| entry.file_name().to_string_lossy().into_owned()).filter(is_up).collect();
+    names.sort();
+    names
+}
+
 /// The default folder of stored state: the one that the service manager names, `/var/lib/eswitch`, or without root one of
-/// the user's own.
+/// the user's own; of a node, a folder in that.
 ///
 /// # Errors
 /// The environment does not name a folder of the user's own.
@@ -39,12 +105,12 @@ pub fn state() -> Result<PathBuf> {
         return Ok(folder);
     }
     if geteuid().is_root() {
-        return Ok(PathBuf::from("/var/lib/eswitch"));
+        return Ok(of_node(PathBuf::from("/var/lib/eswitch")));
     }
     let own = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let own = own("XDG_STATE_HOME").or_else(|| Some(own("HOME")?.join(".local/state")));
     let own = own.context("neither XDG_STATE_HOME nor HOME says where to keep state; give `state_dir`")?;
-    Ok(own.join("eswitch"))
+    Ok(of_node(own.join("eswitch")))
 }
 
 /// The mode of every file in the folder of stored state. Only the daemon's user may open them: another user could prevent a
@@ -68,12 +134,18 @@ fn from_service_manager(name: &str) -> Option<PathBuf> {
     first.is_absolute().then_some(first)
 }
 
-/// Checks that only this user and root can write to the default folder of control sockets. Otherwise its sockets could be
-/// another user's. A folder that does not exist is no danger.
+/// Checks that only this user and root can write to the default folder of control sockets, and to those that have that of a
+/// node. Otherwise its sockets could be another user's. A folder that does not exist is no danger.
 ///
 /// # Errors
-/// It is another user's, others may write to it, or it is no folder; the error says what to do.
+/// One is another user's, others may write to it, or it is no folder; the error says what to do.
 pub fn ensure_own(folder: &Path) -> io::Result<()> {
+    let of_node = node().is_some() && from_service_manager("RUNTIME_DIRECTORY").is_none();
+    let above = folder.ancestors().take(if of_node { 3 } else { 1 });
+    above.collect::<Vec<_>>().into_iter().rev().try_for_each(ensure_own_one)
+}
+
+fn ensure_own_one(folder: &Path) -> io::Result<()> {
     // Without following a link, which another user could have put there.
     let found = match fs::symlink_metadata(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

@@ -158,7 +158,7 @@ pub fn measure(rounds: usize) -> Result<String> {
     let figures = enter(&domain, "main", |cx| -> Result<_> {
         let card = Arc::new(LinuxCard::new(&Place::prepare()?, config.clone(), &domain)?);
         for pf in 0..2 {
-            card.set_wire(cx, PfIndex(pf), Wire::Netdev(format!("w{pf}")))?;
+            card.set_wire(cx, PfIndex(pf), &Wire::netdev(format!("w{pf}")))?;
         }
         let engine = Engine::start(cx, config, card, Arc::new(Threads(Arc::clone(&domain))))?;
         let pfs = engine.addresses();
