@@ -12,6 +12,8 @@ const NODES: &str = r#"
 mount -t tmpfs tmpfs /run; mkdir -p /run/state; mount --bind /run/state /var/lib; ip link set lo up
 up() { $ESW --node node$1 up --daemon --detach --netns node$1 --config $FOLDER/node$1; }
 on() { n=$1; shift; $ESW --node node$n exec -- "$@"; }
+# Nothing is left if a command fails.
+trap '[ $? = 0 ] || for n in 1 2; do $ESW --node node$n down > /dev/null 2>&1; done' EXIT
 ip netns add lan; ip -n lan link add sw type bridge; ip -n lan link set sw up
 for n in 1 2; do
     printf '[cards.nic]\nkind = "linux"\nwires = ["port%d@lan"]\n' $n > $FOLDER/node$n

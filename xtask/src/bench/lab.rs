@@ -4,6 +4,8 @@
 //! take their times: one in a lab, one outside. So a time includes neither making the lab nor a shell. The output of a
 //! command is discarded.
 
+pub mod filters;
+
 use std::io::{BufRead, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -21,9 +23,11 @@ pub const MEASUREMENTS: &[Measurement] = &[
     Measurement { name: "lab: tools", run: tools },
     Measurement { name: "lab: programs that do not look at the card", run: programs },
     Measurement { name: "lab: /sys", run: sysfs },
+    Measurement { name: "lab: filters", run: filters },
 ];
 
 const PORTS: usize = 1_000;
+const FILTERS: usize = 100_000;
 const ROUNDS: usize = 41;
 
 /// A loop that starts processes and reads files, with as many system calls as a script has.
@@ -74,6 +78,10 @@ fn tools() -> Result<Vec<Row>> {
 
 fn programs() -> Result<Vec<Row>> {
     rows(Part::LabPrograms, 1)
+}
+
+fn filters() -> Result<Vec<Row>> {
+    rows(Part::LabFilters, FILTERS)
 }
 
 /// The example of the crate `lab` measures; it has what a lab's `/sys` is compared with.

@@ -333,6 +333,8 @@ enum Part {
     LabTools,
     /// Programs that do not look at a card, in a lab and outside; prints the times as JSON.
     LabPrograms,
+    /// `n` filters in a lab, and of the kernel outside; prints the times as JSON.
+    LabFilters,
     /// Traffic between two VFs by flow rules and over bridges; prints `n` figures of each as JSON.
     DataplaneTraffic,
     /// Runs commands for the tools and programs in a lab.
@@ -349,6 +351,7 @@ impl Part {
             Self::ManyVfs => "many-vfs",
             Self::LabTools => "lab-tools",
             Self::LabPrograms => "lab-programs",
+            Self::LabFilters => "lab-filters",
             Self::DataplaneTraffic => "dataplane-traffic",
             Self::Commands => "commands",
         }
@@ -369,6 +372,7 @@ impl Child {
             Part::LinuxCard => println!("{}", linux::measure(self.n)?),
             Part::LabTools => println!("{}", lab::measure_tools(self.n)?),
             Part::LabPrograms => println!("{}", lab::measure_programs(self.n)?),
+            Part::LabFilters => println!("{}", lab::filters::measure(self.n)?),
             Part::DataplaneTraffic => println!("{}", dataplane::measure(self.n)?),
             Part::Commands => lab::serve()?,
         }
