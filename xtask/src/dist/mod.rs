@@ -156,6 +156,7 @@ fn installed(ingredients: &Ingredients, documents: &[(&str, Vec<u8>)]) -> Result
     let mut files = Tree::default();
     files.program("usr/bin/esw", ingredients.binary.clone())?;
     files.file("etc/eswitch.toml", read("dist/eswitch.toml")?)?;
+    files.file("usr/share/eswitch/two-nodes.sh", read("dist/two-nodes.sh")?)?;
     files.file("usr/lib/systemd/system/eswitch.service", read("dist/systemd/eswitch.service")?)?;
     for (name, page) in pages::man_pages(&ingredients.release)? {
         files.file(&format!("usr/share/man/man1/{name}.gz"), gzip(&page)?)?;

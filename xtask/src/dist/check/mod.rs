@@ -37,7 +37,7 @@ struct Check {
     run: fn(&Subject) -> Result<()>,
 }
 
-const CHECKS: [Check; 15] = [
+const CHECKS: [Check; 16] = [
     Check { name: "a second run makes the same bytes", programs: &[], needs_root: false, run: same_bytes },
     Check { name: "the sums are those of the files", programs: &["sha256sum"], needs_root: false, run: sums },
     Check { name: "the binary runs", programs: &[], needs_root: false, run: binary_runs },
@@ -87,6 +87,12 @@ const CHECKS: [Check; 15] = [
         programs: &["crun", "unshare", "sh"],
         needs_root: true,
         run: image::runs_in_a_container,
+    },
+    Check {
+        name: "pods on two nodes reach each other",
+        programs: &["dpkg-deb", "crun", "ip", "tc", "ping", "unshare", "sh"],
+        needs_root: true,
+        run: package::two_nodes,
     },
 ];
 

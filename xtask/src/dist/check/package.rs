@@ -63,6 +63,25 @@ pub fn daemon_runs(subject: &Subject) -> Result<()> {
     Ok(())
 }
 
+/// Runs the package's script of two nodes, in namespaces that end with the check.
+pub fn two_nodes(subject: &Subject) -> Result<()> {
+    let scratch = Scratch::new("nodes")?;
+    output(Command::new("dpkg-deb").arg("-x").arg(package(subject)).arg(scratch.path()))?;
+    // The daemons' folders are the check's own; of cgroups see where crun runs the image.
+    let script = "mount -t tmpfs tmpfs /run; mkdir /run/state; mount --bind /run/state /var/lib; ip link set lo up
+        u=/sys/fs/cgroup/unified; [ ! -d $u ] || mount --bind $u /sys/fs/cgroup
+        ESW=\"$PWD/usr/bin/esw\" sh usr/share/eswitch/two-nodes.sh
+        ip netns list";
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-ec", script]);
+    let Printed { text, complaints } = output(unshare.current_dir(scratch.path()))?;
+    ensure!(text.matches(" 0% packet loss").count() == 2, "the pods do not reach each other:\n{text}\n{complaints}");
+    // Two times ten pings and their answers, by the rules of each direction on each card.
+    ensure!(text.matches(" 20 pkt").count() == 4, "not all frames went through offloaded rules:\n{text}");
+    ensure!(text.lines().last().is_some_and(|line| line.contains("  Sent ")), "something is left:\n{text}");
+    Ok(())
+}
+
 pub fn is_installed_and_removed(subject: &Subject) -> Result<()> {
     let scratch = Scratch::new("dpkg")?;
     let root = scratch.path();
