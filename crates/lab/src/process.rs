@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
@@ -30,8 +30,10 @@ pub(crate) const SYS_ADMIN: u64 = 1 << 21;
 
 /// The user namespace in which a lab was started. Where the kernel requires a capability in the initial user namespace
 /// (administrative commands of devlink and RDMA, modules), a lab requires it in this one.
+///
+/// It is known by its number; `None` if it cannot be inspected, and then nothing is in it.
 #[derive(Debug)]
-pub(crate) struct UserNamespace(Option<Vec<u8>>);
+pub(crate) struct UserNamespace(Option<u64>);
 
 impl UserNamespace {
     /// The namespace of the calling thread.
@@ -48,8 +50,7 @@ impl UserNamespace {
     /// Whether a namespace belongs to it.
     pub fn owns(&self, namespace: impl AsFd) -> bool {
         let owner = sys::owner_of_namespace(namespace).and_then(|owner| Ok(rustix::fs::fstat(owner)?.st_ino));
-        let name = |owner: u64| format!("user:[{owner}]").into_bytes();
-        owner.is_ok_and(|owner| self.0.as_ref() == Some(&name(owner)))
+        owner.is_ok_and(|owner| self.0 == Some(owner))
     }
 
     /// Whether a thread is in it. `false` if the thread cannot be inspected.
@@ -58,8 +59,9 @@ impl UserNamespace {
     }
 }
 
-fn user_namespace(thread: &str) -> Option<Vec<u8>> {
-    Some(rustix::fs::readlink(format!("/proc/{thread}/ns/user"), [0; 64]).ok()?.into_bytes())
+/// The number of a thread's user namespace. `thread`: a number, or `thread-self`. `None` if it cannot be inspected.
+fn user_namespace(thread: &str) -> Option<u64> {
+    Some(rustix::fs::stat(format!("/proc/{thread}/ns/user")).ok()?.st_ino)
 }
 
 /// The process that makes a call, and its rights at the moment of the call.
@@ -94,14 +96,15 @@ impl Caller {
         // The real, effective, saved and file system user.
         let user = status.field("Uid").split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(u32::MAX);
         let capabilities = u64::from_str_radix(status.field("CapEff"), 16).unwrap_or(0);
-        let own_namespace = rustix::fs::stat(format!("/proc/{thread}/ns/user")).map_or(0, |found| found.st_ino);
+        let own_namespace = self::user_namespace(&thread.to_string());
+        let is_ours = own_namespace.is_some() && own_namespace == user_namespace.0;
         Ok(Self {
             process,
             own,
             user,
-            capabilities: if user_namespace.contains(thread) { capabilities } else { 0 },
+            capabilities: if is_ours { capabilities } else { 0 },
             own_capabilities: capabilities,
-            user_namespace: own_namespace,
+            user_namespace: own_namespace.unwrap_or(0),
         })
     }
 
@@ -127,8 +130,24 @@ impl Caller {
 struct Status(String);
 
 impl Status {
+    /// Reads it, with one call if it is no longer than usual: this is done for each request of a program.
     fn of(thread: u32) -> io::Result<Self> {
-        fs::read_to_string(format!("/proc/{thread}/status")).map(Self)
+        let mut file = File::open(format!("/proc/{thread}/status"))?;
+        let mut bytes = vec![0; 4096];
+        let mut len = 0;
+        loop {
+            match file.read(&mut bytes[len..])? {
+                // The kernel gives as much as there is room for, and ends a part of it at the end of a line.
+                0 => break,
+                read => len += read,
+            }
+            if len < bytes.len() / 2 {
+                break;
+            }
+            bytes.resize(2 * bytes.len(), 0);
+        }
+        // A process may give itself any name.
+        Ok(Self(String::from_utf8_lossy(&bytes[..len]).into_owned()))
     }
 
     fn field(&self, name: &str) -> &str {
@@ -234,7 +253,7 @@ pub(crate) fn is_capable(thread: u32, capability: u64, namespace: impl AsFd) -> 
 
 /// Whether a namespace belongs to the user namespace of a thread, or to one below that.
 pub(crate) fn is_below(thread: u32, namespace: impl AsFd) -> bool {
-    let Ok(own) = rustix::fs::stat(format!("/proc/{thread}/ns/user")).map(|found| found.st_ino) else { return false };
+    let Some(own) = user_namespace(&thread.to_string()) else { return false };
     let mut above = sys::owner_of_namespace(namespace);
     // User namespaces nest at most 32 deep.
     for _ in 0..33 {
@@ -433,4 +452,29 @@ fn is_go(file: &File) -> Option<bool> {
     let mut names = vec![0; NAMES_AT_MOST.min(usize::try_from(len).ok()?)];
     file.read_exact_at(&mut names, at).ok()?;
     Some(names.split(|b| *b == 0).any(|name| name == b".note.go.buildid" || name == b".go.buildinfo"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_with_a_name_that_is_no_text_is_a_caller_as_any_other() {
+        let named = |name: &'static std::ffi::CStr| {
+            std::thread::spawn(move || {
+                rustix::thread::set_name(name).unwrap();
+                let own = rustix::thread::gettid().as_raw_pid().cast_unsigned();
+                (Caller::of(own, &UserNamespace::ours()).unwrap(), process_of(own).unwrap())
+            })
+            .join()
+            .unwrap()
+        };
+        for name in [c"usual", c"\xff\xfe\n:\\"] {
+            let (caller, process) = named(name);
+            assert_eq!((caller.process, process), (std::process::id(), std::process::id()));
+            assert_eq!(caller.user, rustix::process::geteuid().as_raw());
+            assert_eq!(caller.capabilities, caller.own_capabilities, "it is in the lab's user namespace");
+            assert_ne!(caller.user_namespace, 0);
+        }
+    }
 }
