@@ -1,27 +1,33 @@
-//! `cargo xtask ovs-tests`: NVIDIA's control-plane scripts in a lab, for the table of `docs/compatibility.md`.
+//! `cargo xtask ovs-tests`: NVIDIA's scripts in a lab, for the tables of `docs/compatibility.md`.
 //!
-//! Each script runs on a new card, in namespaces of its own, under strace. A script says `TEST PASSED` although
-//! commands in it have failed, if it does not look at them: some say so although nothing of what they are to show has
-//! happened. So a script counts as passed only if it says so, and each command about the card that failed, and each error
-//! that it prints, is one that may be, with its reason ([`judged`]).
+//! Each script runs on a new card, in namespaces of its own, under strace; with `--in-vm`, in the virtual machine of `cargo
+//! xtask vm`. A script says `TEST PASSED` although commands in it have failed, if it does not look at them: some say so although
+//! nothing of what they are to show has happened. So a script counts as passed only if it says so, and each command about the
+//! card that failed, and each error that it prints, is one that may be, with its reason ([`judged`]); and one about flow rules
+//! that sends traffic only if a rule of the card was seen to carry a packet ([`record`]).
 
+mod in_vm;
 mod judged;
+mod record;
+mod select;
 mod stage;
 mod trace;
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::sync::Mutex;
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::docs::Generated;
-use crate::page::{self, Section};
+use crate::page;
 use crate::table::Measured;
-use crate::workspace::{self, output_of};
-use trace::Failure;
+use crate::workspace;
+use record::{EMPTY, PASSED, Record};
+use select::{COMMIT, Set};
 
 /// Which scripts to run, and what to do with the results.
 #[derive(clap::Args)]
@@ -38,67 +44,58 @@ pub struct Args {
     /// How many scripts run at a time
     #[arg(long, default_value_t = 4)]
     jobs: usize,
+    /// How long a script may take, in seconds. Without it 300, and 900 in the virtual machine
+    #[arg(long)]
+    limit_s: Option<u32>,
     /// The binary of `esw`. Without it, the release binary is built
     #[arg(long)]
     esw: Option<PathBuf>,
-    /// Keep the output and the traces of each script in this folder
+    /// Run them in the virtual machine of `cargo xtask vm`, whose kernel has Open vSwitch's datapath, tc's classifiers and actions
+    #[arg(long, conflicts_with = "esw")]
+    in_vm: bool,
+    /// Keep what each script has shown in this folder, as NAME.json. The output and the traces, too, unless in the machine
     #[arg(long)]
     keep: Option<PathBuf>,
+    /// Leave out those of which `--keep` has something from an earlier run: many can be run piece by piece
+    #[arg(long, requires = "keep")]
+    resume: bool,
+    /// Run nothing: judge what `--keep` has kept in this folder
+    #[arg(long, value_name = "DIR")]
+    again: Option<PathBuf>,
     /// Write the rows into the table of docs/compatibility.md
     #[arg(long)]
     write: bool,
+    /// The folder with the scripts: print what each has shown, as a line of JSON. The virtual machine is started with this
+    #[arg(long, hide = true)]
+    scripts: Option<PathBuf>,
 }
 
-/// Where the scripts come from.
-const UPSTREAM: &str = "https://github.com/Mellanox/ovs-tests";
-/// The commit that is run: of 2024-11-17.
-const COMMIT: &str = "39d46ece";
-/// A set of scripts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-enum Set {
-    /// Those of the control plane
-    #[default]
-    Control,
-    /// Those of tc: what it offloads, or shows
-    Tc,
-}
-
-impl Set {
-    /// With one of these the names of its scripts begin.
-    fn beginnings(self) -> &'static [&'static str] {
-        match self {
-            Self::Control => &["test-devlink-", "test-eswitch-", "test-sf-", "test-vf-"],
-            Self::Tc => &["test-tc-"],
-        }
-    }
-
-    /// The table on the page.
-    fn section(self) -> Section {
-        let name = match self {
-            Self::Control => "ovs-tests",
-            Self::Tc => "ovs-tests-tc",
-        };
-        Section { page: "docs/compatibility.md", name }
-    }
-}
-/// Its columns.
+/// The columns of the table of the control plane.
 const COLUMNS: &[&str] = &["script", "result", "at"];
-/// How a result of a script that passed begins.
-const PASSED: &str = "**passed**";
-/// How a result of a script that says `TEST PASSED` and does not count as passed begins.
-const EMPTY: &str = "says `TEST PASSED`, does not count";
+/// The columns of the table of flow rules: of two kernels.
+const COLUMNS_OF_TWO: &[&str] = &["script", "this kernel", "in the virtual machine", "at"];
+/// What a row has of a kernel with which the script has not been run.
+const NOT_RUN: &str = "-";
+/// Between the times at which the two results of a row were measured.
+const AND_IN_VM: &str = "; in the virtual machine: ";
 
-/// How a script ended.
-#[derive(Debug, PartialEq, Eq)]
-enum Outcome {
-    /// It says `TEST PASSED`, and nothing that matters has failed.
-    Passed,
-    /// It says `TEST PASSED`, but this has failed.
-    Empty(Vec<String>),
-    /// It does not say `TEST PASSED`. The errors that it printed, or its last lines.
-    Failed(Vec<String>),
-    /// It was ended after its time.
-    TookTooLong,
+impl Args {
+    fn limit_s(&self) -> u32 {
+        self.limit_s.unwrap_or(if self.in_vm { 900 } else { 300 })
+    }
+
+    /// The scripts of the set in a folder that are wanted.
+    fn wanted(&self, scripts: &Path) -> Result<Vec<String>> {
+        let all = self.set.scripts(scripts)?;
+        let unknown: Vec<&String> = self.only.iter().filter(|name| !all.contains(name)).collect();
+        ensure!(unknown.is_empty(), "commit {COMMIT} has no such scripts in this set: {unknown:?}");
+        let is_kept = |name: &String| {
+            let kept = self.keep.as_ref().filter(|_| self.resume);
+            kept.is_some_and(|folder| folder.join(format!("{name}.json")).exists())
+        };
+        let is_wanted = |name: &String| (self.only.is_empty() || self.only.contains(name)) && !is_kept(name);
+        Ok(all.into_iter().filter(is_wanted).collect())
+    }
 }
 
 /// Runs the scripts, and prints and writes the rows.
@@ -106,152 +103,176 @@ enum Outcome {
 /// # Errors
 /// Something that is needed is missing; the page cannot be written.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    stage::ensure_possible()?;
-    let page = args.set.section();
-    let mut table = Measured::parse(COLUMNS, &page.read()?).context(page.page)?;
+    if let Some(scripts) = &args.scripts {
+        return print_records(args, scripts);
+    }
+    let mut table = read(args.set)?;
     let at = page::stamp()?;
+    let records = match &args.again {
+        Some(kept) => kept_records(kept)?,
+        None => measured(args)?,
+    };
+    for record in records {
+        let result = record.result();
+        println!("{}: {result}", record.name);
+        replace(&mut table, args, &record.name, result, &at);
+    }
+    println!("{}", summary(args.set, &table));
+    if args.write {
+        args.set.section().write(&section(args.set, &table))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs the scripts here or in the virtual machine, and keeps what they have shown if that is asked for.
+fn measured(args: &Args) -> Result<Vec<Record>> {
+    if let Some(kept) = &args.keep {
+        fs::create_dir_all(kept).with_context(|| kept.display().to_string())?;
+    }
+    let keep = |record: &Record| {
+        let Some(kept) = &args.keep else { return Ok(()) };
+        let path = kept.join(format!("{}.json", record.name));
+        fs::write(&path, serde_json::to_vec(record)?).with_context(|| path.display().to_string())
+    };
+    let mut records = if args.in_vm { in_vm::run(args, &keep)? } else { here(args, &keep)? };
+    records.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(records)
+}
+
+/// What an earlier run has kept.
+fn kept_records(folder: &Path) -> Result<Vec<Record>> {
+    let mut records = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "json") {
+            let text = fs::read(&path).with_context(|| path.display().to_string())?;
+            records.push(serde_json::from_slice::<Record>(&text).with_context(|| path.display().to_string())?);
+        }
+    }
+    records.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(records)
+}
+
+fn here(args: &Args, keep: &(dyn Fn(&Record) -> Result<()> + Sync)) -> Result<Vec<Record>> {
+    stage::ensure_possible()?;
     let esw = match &args.esw {
         Some(esw) => esw.canonicalize().with_context(|| esw.display().to_string())?,
         None => workspace::build_esw()?,
     };
     let place = std::env::temp_dir().join(format!("xtask-ovs-tests-{}", std::process::id()));
-    let results = in_place(args, &place, &esw);
+    let scripts = place.join("scripts");
+    let out = args.keep.clone().unwrap_or_else(|| place.join("out"));
+    let mut records = Vec::new();
+    fs::create_dir_all(&place)?;
+    let result = select::check_out(args.repository.as_deref(), &place, &scripts).and_then(|()| {
+        run_all(args, &scripts, &esw, &out, |record| {
+            keep(&record)?;
+            records.push(record);
+            Ok(())
+        })
+    });
     fs::remove_dir_all(&place).with_context(|| place.display().to_string())?;
-    for (name, result) in results? {
-        println!("{name}: {result}");
-        table.replace(&format!("`{name}`"), [vec![result]], &at);
-    }
-    let text = section(&table);
-    println!("{}", summary(&table));
-    if args.write {
-        page.write(&text)?;
-    }
+    result.map(|()| records)
+}
+
+/// Runs the scripts and prints what each has shown: what the virtual machine does.
+fn print_records(args: &Args, scripts: &Path) -> Result<ExitCode> {
+    stage::ensure_possible()?;
+    let esw = workspace::find_program("esw").context("esw is not in PATH")?;
+    run_all(args, scripts, &esw, Path::new("/tmp/ovs-tests"), |record| {
+        let mut line = serde_json::to_vec(&record)?;
+        line.push(b'\n');
+        std::io::stdout().lock().write_all(&line)?;
+        Ok(())
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs the scripts in a folder, and returns the name of each with the text of its row.
-fn in_place(args: &Args, place: &Path, esw: &Path) -> Result<Vec<(String, String)>> {
-    fs::create_dir_all(place)?;
-    let scripts = place.join("scripts");
-    let all = check_out(args.repository.as_deref(), place, &scripts, args.set)?;
-    ensure!(args.only.iter().all(|name| all.contains(name)), "commit {COMMIT} has not all of {:?}", args.only);
-    let wanted: Vec<String> = all.into_iter().filter(|name| args.only.is_empty() || args.only.contains(name)).collect();
-    let queue = Mutex::new(wanted.iter().rev().cloned().collect::<Vec<_>>());
-    let results = Mutex::new(Vec::new());
-    let kept = args.keep.clone().unwrap_or_else(|| place.join("out"));
-    thread::scope(|scope| {
-        for _ in 0..args.jobs.max(1) {
-            scope.spawn(|| {
-                loop {
-                    // The lock is not held while the script runs.
-                    let next = queue.lock().ok().and_then(|mut queue| queue.pop());
-                    let Some(name) = next else { break };
-                    eprintln!("{name}");
-                    let result = stage::run(&name, &scripts, esw, &kept.join(&name)).and_then(|run| {
-                        Ok(result_of(&name, &run.output, run.was_ended, &trace::failures(&run.trace)?))
-                    });
-                    let result = result.unwrap_or_else(|error| format!("could not be run: {error:#}"));
-                    if let Ok(mut results) = results.lock() {
-                        results.push((name, result));
-                    }
-                }
-            });
-        }
-    });
-    let mut results = results.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
-    results.sort();
-    Ok(results)
-}
-
-/// Puts the scripts of the commit into a folder, and returns the names of those of a set.
-fn check_out(repository: Option<&Path>, place: &Path, scripts: &Path, set: Set) -> Result<Vec<String>> {
-    let clone = place.join("clone");
-    let repository = match repository {
-        Some(repository) => repository,
-        None => {
-            output_of("git", &["clone", "--quiet", "--bare", UPSTREAM, &clone.display().to_string()])?;
-            &clone
+/// Runs the scripts, `--jobs` at a time, and hands over what each has shown. `out`: the folder for their outputs and traces.
+fn run_all(
+    args: &Args,
+    scripts: &Path,
+    esw: &Path,
+    out: &Path,
+    done: impl FnMut(Record) -> Result<()> + Send,
+) -> Result<()> {
+    let queue = Mutex::new(args.wanted(scripts)?);
+    if let Ok(mut queue) = queue.lock() {
+        queue.reverse();
+    }
+    let done = Mutex::new(done);
+    let one = |name: &str| -> Result<()> {
+        let run = stage::run(name, scripts, esw, &out.join(name), args.limit_s())?;
+        let record = Record::of(name, args.set, run, scripts, args.limit_s())?;
+        match done.lock() {
+            Ok(mut done) => done(record),
+            Err(_) => Ok(()),
         }
     };
-    fs::create_dir_all(scripts)?;
-    let repository = repository.canonicalize().with_context(|| repository.display().to_string())?;
-    let repository = repository.display().to_string();
-    // The files beside the scripts, without the folders: those have programs and what other scripts need.
-    let tree = output_of("git", &["-C", &repository, "ls-tree", COMMIT])?;
-    let files = tree.lines().filter(|line| line.contains(" blob ")).filter_map(|line| line.split('\t').nth(1));
-    let files: Vec<&str> = files.collect();
-    let archive = place.join("scripts.tar");
-    let mut git = Command::new("git");
-    git.args(["-C", &repository, "archive", "-o"]).arg(&archive).args([COMMIT, "--"]).args(&files);
-    ensure!(git.status().context("running git")?.success(), "`git archive {COMMIT}` failed in {repository}");
-    output_of("tar", &["-xf", &archive.display().to_string(), "-C", &scripts.display().to_string()])?;
-    let names = files.iter().filter_map(|file| file.strip_suffix(".sh"));
-    let names = names.filter(|name| set.beginnings().iter().any(|beginning| name.starts_with(beginning)));
-    Ok(names.map(str::to_owned).collect())
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..args.jobs.max(1))
+            .map(|_| {
+                scope.spawn(|| -> Result<()> {
+                    loop {
+                        // The lock is not held while the script runs.
+                        let next = queue.lock().ok().and_then(|mut queue| queue.pop());
+                        let Some(name) = next else { break Ok(()) };
+                        eprintln!("{name}");
+                        if let Err(error) = one(&name) {
+                            eprintln!("{name} could not be run: {error:#}");
+                        }
+                    }
+                })
+            })
+            .collect();
+        workers.into_iter().try_for_each(|worker| worker.join().unwrap_or(Ok(())))
+    })
 }
 
-/// The text of a script's row.
-fn result_of(name: &str, output: &str, was_ended: bool, failures: &[Failure]) -> String {
-    let outcome = outcome(name, output, was_ended, failures);
-    let because = judged::reason(name, output, failures);
-    match outcome {
-        Outcome::Passed => PASSED.to_owned(),
-        Outcome::Empty(why) => format!("{EMPTY}: {}", because.unwrap_or_else(|| quoted(&why))),
-        Outcome::Failed(why) => because.unwrap_or_else(|| quoted(&why)),
-        Outcome::TookTooLong => because.unwrap_or_else(|| format!("took over {} s", stage::LIMIT_S)),
-    }
+/// Reads a set's table from its page.
+fn read(set: Set) -> Result<Measured> {
+    let columns = if set == Set::Tc { COLUMNS_OF_TWO } else { COLUMNS };
+    Measured::parse(columns, &set.section().read()?).context(set.section().page)
 }
 
-/// The first of some messages, and how many more there are.
-fn quoted(messages: &[String]) -> String {
-    let Some(first) = messages.first() else { return "prints nothing about it".to_owned() };
-    let first: String = first.replace('`', "'").chars().take(200).collect();
-    match messages.len() {
-        1 => format!("`{first}`"),
-        more => format!("`{first}`, and {} more", more - 1),
+/// Replaces a script's row; in a table of two kernels, the half of it that was measured.
+fn replace(table: &mut Measured, args: &Args, name: &str, result: String, at: &str) {
+    let key = format!("`{name}`");
+    if args.set == Set::Control {
+        return table.replace(&key, [vec![result]], at);
     }
-}
-
-fn outcome(name: &str, output: &str, was_ended: bool, failures: &[Failure]) -> Outcome {
-    let printed = printed(output);
-    let errors = printed.iter().filter_map(|line| line.strip_prefix("ERROR: "));
-    let errors: Vec<String> = errors.map(str::to_owned).collect();
-    if was_ended {
-        return Outcome::TookTooLong;
-    }
-    if !printed.iter().any(|line| line == "TEST PASSED") {
-        let last: Vec<String> = printed.iter().rev().take(1).cloned().collect();
-        return Outcome::Failed(if errors.is_empty() { last } else { errors });
-    }
-    let of_error = |words: String| Failure { at: String::new(), command: "ERROR".to_owned(), words };
-    let found: Vec<Failure> = errors.into_iter().map(of_error).chain(failures.iter().cloned()).collect();
-    let found = found.iter().filter(|failure| !judged::may_fail(name, failure));
-    let why: Vec<String> = found.map(|failure| format!("{}: {}", failure.command, failure.words)).collect();
-    if why.is_empty() { Outcome::Passed } else { Outcome::Empty(why) }
-}
-
-/// The lines that a script has printed, without colours.
-fn printed(output: &str) -> Vec<String> {
-    let lines = output.lines().map(|line| {
-        let mut parts = line.split('\u{1b}');
-        let first = parts.next().unwrap_or_default().to_owned();
-        parts.fold(first, |text, part| text + part.split_once('m').map_or(part, |(_, rest)| rest))
-    });
-    lines.map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect()
+    let old = table.row(&key).map(|(cells, at)| (cells.to_vec(), at.to_owned()));
+    let (mut cells, old_at) = old.unwrap_or_else(|| (vec![NOT_RUN.to_owned(); 2], String::new()));
+    let (here, in_vm) = old_at.split_once(AND_IN_VM).unwrap_or((&old_at, NOT_RUN));
+    cells[usize::from(args.in_vm)] = result;
+    let (here, in_vm) = if args.in_vm { (here, at) } else { (at, in_vm) };
+    let here = if here.is_empty() { NOT_RUN } else { here };
+    table.replace(&key, [cells], &format!("{here}{AND_IN_VM}{in_vm}"));
 }
 
 /// The section: how many passed, and the table.
-fn section(table: &Measured) -> String {
+fn section(set: Set, table: &Measured) -> String {
     let mut keys = table.keys();
     keys.sort_unstable();
-    format!("\n{}{}", summary(table), table.text(&keys))
+    format!("\n{}{}", summary(set, table), table.text(&keys))
 }
 
 /// A sentence with how many passed.
-fn summary(table: &Measured) -> String {
-    let rows = table.keys().len();
-    let begins = |with: &str| table.cells().filter(|cells| cells[0].starts_with(with)).count();
-    format!("**{} of {rows} passed.** {} more say so, and do not count.\n", begins(PASSED), begins(EMPTY))
+fn summary(set: Set, table: &Measured) -> String {
+    let counts = |column: usize| {
+        let results = || table.cells().map(move |cells| cells[column].as_str()).filter(|result| *result != NOT_RUN);
+        let begins = |with: &str| results().filter(|result| result.starts_with(with)).count();
+        (begins(PASSED), begins(EMPTY), results().count())
+    };
+    let (passed, empty, rows) = counts(0);
+    if set == Set::Control {
+        return format!("**{passed} of {rows} passed.** {empty} more say so, and do not count.\n");
+    }
+    let (passed_vm, empty_vm, rows_vm) = counts(1);
+    format!(
+        "**{passed_vm} of {rows_vm} passed in the virtual machine, {passed} of {rows} with this kernel.** \
+         {empty_vm} and {empty} more say so, and do not count.\n"
+    )
 }
 
 /// The sections with the counts that their rows have.
@@ -260,13 +281,8 @@ fn summary(table: &Measured) -> String {
 /// The page cannot be read, or has no such tables.
 pub fn documented() -> Result<Vec<Generated>> {
     let of = |set: Set| {
-        let table = Measured::parse(COLUMNS, &set.section().read()?).context(set.section().page)?;
-        let text = section(&table);
-        let measured_by = match set {
-            Set::Control => "cargo xtask ovs-tests --write",
-            Set::Tc => "cargo xtask ovs-tests tc --write",
-        };
-        Ok(Generated { section: set.section(), text, missing: Vec::new(), measured_by })
+        let text = section(set, &read(set)?);
+        Ok(Generated { section: set.section(), text, missing: Vec::new(), measured_by: set.measured_by() })
     };
     [Set::Control, Set::Tc].into_iter().map(of).collect()
 }
@@ -275,45 +291,32 @@ pub fn documented() -> Result<Vec<Generated>> {
 mod tests {
     use super::*;
 
-    fn failure(command: &str, words: &str) -> Failure {
-        Failure { at: String::new(), command: command.to_owned(), words: words.to_owned() }
-    }
-
-    const SAYS_PASSED: &str = "\u{1b}[0;32mTEST PASSED\u{1b}[0;0m\n";
-
-    #[test]
-    fn a_script_that_says_that_it_passed_has_not_if_a_command_failed() {
-        assert_eq!(outcome("test-x", SAYS_PASSED, false, &[]), Outcome::Passed);
-        let failed = [failure("ethtool -L x combined 4", "netlink error: Invalid argument")];
-        let why = "ethtool -L x combined 4: netlink error: Invalid argument".to_owned();
-        assert_eq!(outcome("test-x", SAYS_PASSED, false, &failed), Outcome::Empty(vec![why]));
-        let at_the_start = [failure("modprobe -q mlx_compat", "exit status 1")];
-        assert_eq!(outcome("test-x", SAYS_PASSED, false, &at_the_start), Outcome::Passed, "it may fail");
-    }
-
-    #[test]
-    fn a_script_that_prints_an_error_has_not_passed() {
-        let output = format!("\u{1b}[0;31mERROR: no rule\u{1b}[0;0m\n{SAYS_PASSED}");
-        assert_eq!(outcome("test-x", &output, false, &[]), Outcome::Empty(vec!["ERROR: no rule".to_owned()]));
-    }
-
-    #[test]
-    fn a_script_that_does_not_say_that_it_passed_has_the_errors_that_it_printed() {
-        assert_eq!(outcome("test-x", "a\nERROR: b\nTEST FAILED\n", false, &[]), Outcome::Failed(vec!["b".into()]));
-        assert_eq!(outcome("test-x", "a\nb\n", false, &[]), Outcome::Failed(vec!["b".into()]));
-        assert_eq!(outcome("test-x", SAYS_PASSED, true, &[]), Outcome::TookTooLong);
-        assert_eq!(result_of("test-x", "a\nb\n", false, &[]), "`b`");
-    }
-
     #[test]
     fn the_counts_are_those_of_the_rows() {
         let mut table = Measured::parse(COLUMNS, "\n").unwrap();
         for (script, result) in [("b", PASSED.to_owned()), ("a", format!("{EMPTY}: x")), ("c", "needs y".to_owned())] {
             table.replace(script, [vec![result]], "commit a");
         }
-        let text = section(&table);
+        let text = section(Set::Control, &table);
         assert!(text.starts_with("\n**1 of 3 passed.** 1 more say so, and do not count.\n\n| script |"), "{text}");
         assert!(text.find("| a |") < text.find("| b |"), "{text}");
-        assert_eq!(section(&Measured::parse(COLUMNS, &text).unwrap()), text);
+        assert_eq!(section(Set::Control, &Measured::parse(COLUMNS, &text).unwrap()), text);
+    }
+
+    #[test]
+    fn a_run_in_the_machine_leaves_what_this_kernel_has_shown() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            args: Args,
+        }
+        let args = |words: &[&str]| <Line as clap::Parser>::parse_from([&["x", "tc"], words].concat()).args;
+        let mut table = Measured::parse(COLUMNS_OF_TWO, "\n").unwrap();
+        replace(&mut table, &args(&[]), "test-tc-a", "needs y".to_owned(), "commit a");
+        replace(&mut table, &args(&["--in-vm"]), "test-tc-a", PASSED.to_owned(), "commit b");
+        let text = section(Set::Tc, &table);
+        assert!(text.contains("| `test-tc-a` | needs y | **passed** | 1 |"), "{text}");
+        assert!(text.contains("1. commit a; in the virtual machine: commit b\n"), "{text}");
+        assert!(text.contains("**1 of 1 passed in the virtual machine, 0 of 1 with this kernel.**"), "{text}");
     }
 }

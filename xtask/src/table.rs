@@ -103,6 +103,11 @@ impl Measured {
         }));
     }
 
+    /// The columns between the key and the last one, and when it was measured, of the first row with this key.
+    pub fn row(&self, key: &str) -> Option<(&[String], &str)> {
+        self.rows.iter().find(|row| row.key == key).map(|row| (row.cells.as_slice(), row.at.as_str()))
+    }
+
     /// Whether a row has this key.
     pub fn has(&self, key: &str) -> bool {
         self.rows.iter().any(|row| row.key == key)

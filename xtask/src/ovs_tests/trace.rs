@@ -7,8 +7,9 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
 
-/// The options of strace that write what [`failures`] reads.
+/// The options of strace that write what [`failures`] reads. With `--seccomp-bpf` it would miss calls that a lab answers.
 pub const OPTIONS: &str = "-ff -ttt -s 300 -e signal=none -e trace=execve,write,openat,exit_group";
 
 /// The programs by which a script acts on a card, or looks at one. Others (`grep`, `test`) fail to say no.
@@ -37,7 +38,7 @@ const PROGRAMS: [&str; 21] = [
 ];
 
 /// Something that failed.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Failure {
     /// When it ended, in seconds since 1970, as strace writes it.
     pub at: String,

@@ -84,6 +84,17 @@ pub struct Args {
     limit_s: u64,
 }
 
+impl Default for Args {
+    fn default() -> Self {
+        #[derive(clap::Parser)]
+        struct NoWords {
+            #[command(flatten)]
+            args: Args,
+        }
+        <NoWords as clap::Parser>::parse_from(["vm"]).args
+    }
+}
+
 /// What the machine has to do. Process 1 there reads it.
 #[derive(Debug, Serialize, Deserialize)]
 struct Plan {
@@ -157,6 +168,37 @@ fn run_command(args: &Args) -> Result<ExitCode> {
     loop {
         match machine.next()? {
             Frame::Exit(status) => return Ok(ExitCode::from(status)),
+            frame => show(&frame)?,
+        }
+    }
+}
+
+/// Runs a command as root, and hands over each line that it prints. What it writes to standard error appears here.
+/// `memory`: of the machine, in MiB. `limit_s`: the time limit for everything, in seconds. Returns the exit status.
+///
+/// # Errors
+/// The machine cannot be had or took too long, or `line` fails.
+pub fn run_for_lines(
+    command: Vec<OsString>,
+    memory: u32,
+    limit_s: u64,
+    line: &mut dyn FnMut(&str) -> Result<()>,
+) -> Result<u8> {
+    let args = Args { no_build: true, memory, limit_s, ..Args::default() };
+    let mut plan = Plan::new(&args)?;
+    plan.jobs.push(Job { name: String::new(), shows: String::new(), argv: command, user: false });
+    let mut machine = boot(&args, &plan)?;
+    let mut pending = Vec::new();
+    loop {
+        match machine.next()? {
+            Frame::Exit(status) => return Ok(status),
+            Frame::Output(bytes) => {
+                pending.extend(bytes);
+                while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
+                    let whole: Vec<u8> = pending.drain(..=end).collect();
+                    line(String::from_utf8_lossy(&whole).trim_end())?;
+                }
+            }
             frame => show(&frame)?,
         }
     }
