@@ -4,9 +4,11 @@
 //! ```text
 //! explore '{"strategy": "bounded", "preemptions": 1, "time_ms": 5000}' scenarios/late-ib.toml…
 //! explore replay TOKEN scenarios/late-ib.toml…
+//! explore generate SEED MILLISECONDS
 //! ```
 //!
-//! Prints one [`Report`](check::Report) a line, or the invariant that the token's schedule breaks. Exits with 0 if every
+//! Prints one [`Report`](check::Report) a line, or the invariant that the token's schedule breaks, or the result of
+//! exploring generated stories. Exits with 0 if every
 //! scenario held, with 1 if one did not, and with 2 if an argument cannot be used.
 
 use std::fs;
@@ -86,11 +88,31 @@ fn replay(token: &str, paths: &[String]) -> Result<bool, String> {
     Ok(story.invariant.is_empty())
 }
 
+/// Explores generated stories, and prints one line of JSON.
+fn generate(seed: &str, time: &str) -> Result<bool, String> {
+    let number = |text: &str| text.parse().map_err(|e| format!("{text}: {e}"));
+    let (seed, time) = (number(seed)?, Some(Duration::from_millis(number(time)?)));
+    let hunt = check::Hunt { seed, time, minimise: false, ..check::Hunt::default() };
+    let report = check::hunt(&hunt, &Arc::default()).map_err(|e| e.to_string())?;
+    let violations: Vec<_> = report.kept.iter().map(|kept| &kept.violation).collect();
+    let scenario = report.kept.iter().flat_map(|kept| &kept.scenarios).map(Scenario::to_toml).next();
+    let line = serde_json::json!({
+        "stories": report.stories, "schedules": report.schedules, "violations": violations, "scenario": scenario,
+    });
+    println!("{line}");
+    Ok(violations.is_empty())
+}
+
 fn explore(arguments: &[String]) -> Result<bool, String> {
     if let [command, token, paths @ ..] = arguments
         && command == "replay"
     {
         return replay(token, paths);
+    }
+    if let [command, seed, time] = arguments
+        && command == "generate"
+    {
+        return generate(seed, time);
     }
     let (json, paths) = arguments.split_first().ok_or("expected options as JSON, then scenario files")?;
     let options = serde_json::from_str::<Arguments>(json).map_err(|e| format!("{json}: {e}"))?.options();

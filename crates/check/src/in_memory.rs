@@ -45,6 +45,13 @@ impl From<&Scenario> for InMemory {
     }
 }
 
+impl InMemory {
+    /// Returns the scenario.
+    pub fn scenario(&self) -> &Scenario {
+        &self.scenario
+    }
+}
+
 impl Program for InMemory {
     fn name(&self) -> &str {
         &self.scenario.name

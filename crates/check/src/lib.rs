@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod generate;
 mod in_memory;
 
 use std::sync::Arc;
@@ -17,6 +18,7 @@ pub use explore::{
     Execution, Faults, FaultsReport, Found, Options, Orders, PageInfo, Place, Report, Row, RowKind, Search,
     SearchReport, ShownOrders, Story, Strategy, Token, Violation, Watch, columns, page, schedulers, trace,
 };
+pub use generate::{Hunt, HuntReport, Kept, generate, hunt};
 pub use in_memory::{FINALLY, InMemory, SETUP, TOOL};
 use scenario::Scenario;
 

@@ -255,8 +255,18 @@ Examples:
   esw check --replay TOKEN scenarios              one schedule again, step by step")]
 pub struct Check {
     /// Scenario files, or directories of them; `scenarios` for --replay if there are none
-    #[arg(required_unless_present_any = ["merge", "replay"], value_name = "FILE|DIR")]
+    #[arg(required_unless_present_any = ["merge", "replay", "generate"], value_name = "FILE|DIR")]
     pub paths: Vec<PathBuf>,
+    /// Explore random stories instead of files, for the invariants alone, until one is broken. --seed decides which stories;
+    /// --schedules is for each of them [default: 120], and --time for all [default: 60, without --stories]
+    #[arg(long, conflicts_with_all = NOT_GENERATED)]
+    pub generate: bool,
+    /// With --generate: at most so many stories
+    #[arg(long, value_name = "N", requires = "generate", value_parser = clap::value_parser!(u64).range(1..))]
+    pub stories: Option<u64>,
+    /// With --generate: write the story that breaks an invariant, made small, into this folder as a scenario
+    #[arg(long, value_name = "DIR", requires = "generate")]
+    pub keep: Option<PathBuf>,
     /// How schedules are chosen
     #[arg(long, value_enum, default_value_t = Strategy::Portfolio)]
     pub strategy: Strategy,
@@ -308,7 +318,10 @@ pub struct Check {
 }
 
 /// The options of a campaign, which --replay and --merge do not take.
-const OF_A_CAMPAIGN: [&str; 12] = [
+const OF_A_CAMPAIGN: [&str; 15] = [
+    "generate",
+    "stories",
+    "keep",
     "strategy",
     "preemptions",
     "fault_preemptions",
@@ -321,6 +334,20 @@ const OF_A_CAMPAIGN: [&str; 12] = [
     "shard",
     "whole",
     "no_reduction",
+];
+
+/// The options that each generated story has of its own, and those that need files.
+const NOT_GENERATED: [&str; 10] = [
+    "paths",
+    "strategy",
+    "preemptions",
+    "fault_preemptions",
+    "depth",
+    "faults",
+    "shard",
+    "whole",
+    "no_reduction",
+    "report",
 ];
 
 /// A part of a campaign.

@@ -1,5 +1,6 @@
 //! `esw check`: explores scenarios, joins the parts of a campaign, runs the schedule of a token again.
 
+mod generated;
 mod options;
 mod pages;
 mod progress;
@@ -36,6 +37,9 @@ pub fn check(arguments: &Check) -> Result<u8> {
     }
     if let Some(token) = &arguments.replay {
         return replay(arguments, token);
+    }
+    if arguments.generate {
+        return generated::explore(arguments);
     }
     refuse_what_makes_no_sense(arguments)?;
     let Some(scenarios) = read_all(&arguments.paths)? else {

@@ -712,3 +712,45 @@ fn a_page_that_has_no_room_any_more_stays_as_it_was() {
     assert!(page.contains("it fails in some order") && page.ends_with("</html>\n"), "whole");
     assert!(files(&little).starts_with(&["index.html".to_owned(), "trace-1.json".to_owned()]), "{:?}", files(&little));
 }
+
+#[test]
+fn generated_stories_are_the_same_for_a_seed() {
+    let generate = |jobs| {
+        let output = esw(&[
+            "check",
+            "--generate",
+            "--seed",
+            "3",
+            "--stories",
+            "3",
+            "--schedules",
+            "5",
+            "--jobs",
+            jobs,
+            "--json",
+        ]);
+        let mut report = json(&output).remove(0);
+        assert_eq!(output.status.code(), Some(0), "{report}");
+        report.as_object_mut().unwrap().remove("elapsed_ms");
+        report
+    };
+
+    let report = generate("1");
+
+    assert_eq!((&report["stories"], &report["violation"]), (&Value::from(3), &Value::Null));
+    assert!(report["schedules"].as_u64() >= Some(3), "{report}");
+    assert_eq!(report, generate("2"));
+}
+
+#[test]
+fn options_that_a_generated_story_has_of_its_own_are_refused() {
+    for arguments in [
+        &["check", "--generate", "scenarios"][..],
+        &["check", "--generate", "--strategy", "pct"],
+        &["check", "--generate", "--faults", "each"],
+        &["check", "scenarios", "--stories", "3"],
+        &["check", "scenarios", "--keep", "kept"],
+    ] {
+        assert_eq!(esw(arguments).status.code(), Some(2), "{arguments:?}");
+    }
+}

@@ -29,4 +29,4 @@ pub use run::{Observer, Outcome, StepRecord, Verdict, run};
 pub use session::{Session, StepError};
 pub use show::{Ports, describe_port};
 pub use step::{Action, Expected, Step};
-pub use vocabulary::{EXPECTATIONS, STEPS, completions};
+pub use vocabulary::{EXPECTATIONS, STEPS, completions, form_of};

@@ -82,6 +82,52 @@ pub fn completions(words: &[&str]) -> Vec<&'static str> {
     next
 }
 
+/// Returns the form of a step: the one in [`STEPS`] that has most words in common with it.
+pub fn form_of(step: &str) -> Option<&'static str> {
+    let forms = STEPS.iter().filter_map(|entry| Some((written_words(entry.form, step)?, entry.form)));
+    forms.max_by_key(|(common, _)| *common).map(|(_, form)| form)
+}
+
+/// Returns how many words of a form are in a step as they are written, or `None` if the step has another form. Words
+/// after the first that may be left out, or repeated, can be anything.
+fn written_words(form: &str, step: &str) -> Option<usize> {
+    let (mut common, mut words) = (0, step.split_whitespace().peekable());
+    for part in form.split_whitespace() {
+        if part.starts_with('[') && part.ends_with(']') {
+            words.next_if(|word| is_one_of(part.trim_matches(['[', ']']), word));
+        } else if part.starts_with('[') || part.ends_with("...") {
+            break;
+        } else {
+            words.next().filter(|word| is_one_of(part, word))?;
+            common += usize::from(!is_slot(part));
+        }
+    }
+    Some(common)
+}
+
+/// Returns whether a word is one of the alternatives in a form, such as `mlx5_core.sf/bind|unbind`.
+fn is_one_of(part: &str, word: &str) -> bool {
+    let mut alternatives = part.split('|');
+    let first = alternatives.next().unwrap_or_default();
+    let folder = first.rfind('/').map_or("", |end| &first[..=end]);
+    let fits = |prefix, alternative| fill(prefix, word).and_then(|rest| fill(alternative, rest)) == Some("");
+    fits("", first) || alternatives.any(|alternative| fits(folder, alternative))
+}
+
+/// Returns what follows a text with slots at the beginning of a word. A slot takes all that can be taken by it.
+fn fill<'w>(text: &str, word: &'w str) -> Option<&'w str> {
+    let Some(start) = text.find(|c: char| c.is_ascii_uppercase()) else {
+        return word.strip_prefix(text);
+    };
+    let word = word.strip_prefix(&text[..start])?;
+    let after = text[start..].find(|c: char| !c.is_ascii_uppercase()).map_or("", |end| &text[start + end..]);
+    if after.is_empty() {
+        return Some("");
+    }
+    let mut ends = (1..word.len()).rev().filter(|at| word.is_char_boundary(*at));
+    ends.find_map(|at| fill(after, &word[at..]))
+}
+
 /// Whether a word of a form is to be filled in.
 fn is_slot(word: &str) -> bool {
     word.chars().any(|c| c.is_ascii_uppercase())
@@ -90,6 +136,31 @@ fn is_slot(word: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_step_has_the_form_with_most_of_its_words() {
+        for (step, form) in [
+            ("modprobe mlx5_ib", "modprobe MODULE"),
+            ("modprobe -r mlx5_ib", "modprobe -r MODULE"),
+            ("fail clear", "fail clear"),
+            ("fail alloc pci/0000:08:00.0 times 1", "fail alloc DEV times N"),
+            ("wait until lag roce", "wait until EXPECTATION"),
+            ("!tcpdump -c1", "!COMMAND"),
+            ("tc -s filter show dev eth0 ingress", "tc [-s] filter show dev NETDEV ingress"),
+            ("tc filter show dev eth0 ingress", "tc [-s] filter show dev NETDEV ingress"),
+            (
+                "echo mlx5_core.sf.0 > /sys/bus/auxiliary/drivers/mlx5_core.sf/unbind",
+                "echo mlx5_core.sf.N > /sys/bus/auxiliary/drivers/mlx5_core.sf/bind|unbind",
+            ),
+            (
+                "echo 0000:08:00.1 > /sys/bus/pci/devices/0000:08:00.1/driver/unbind",
+                "echo ADDRESS > /sys/bus/pci/devices/ADDRESS/driver/unbind",
+            ),
+        ] {
+            assert_eq!(form_of(step), Some(form), "{step}");
+        }
+        assert_eq!(form_of("mkfs /dev/sda"), None);
+    }
 
     #[test]
     fn what_may_come_next_follows_from_the_forms() {

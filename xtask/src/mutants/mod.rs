@@ -5,6 +5,7 @@
 //! mutant that something else catches, or a patch that does not apply, is a failure.
 
 mod explore;
+mod generated;
 mod header;
 
 use std::collections::BTreeSet;
@@ -43,6 +44,18 @@ pub struct Args {
     /// Explore with this strategy alone, for as long as `esw check` does by default: to compare strategies
     #[arg(long, value_enum, value_name = "NAME")]
     strategy: Option<explore::Alone>,
+    /// Instead of their scenarios, explore random stories on one core, and say how many of the bugs those find
+    #[arg(long, conflicts_with_all = ["seeds", "one_per_invariant", "strategy"])]
+    generated: bool,
+    /// With --generated: for so many seconds each
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "generated", value_parser = clap::value_parser!(u64).range(1..))]
+    time: u64,
+    /// With --generated: where random choices start from
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "generated")]
+    seed: u64,
+    /// With --generated: write the rows into the table of docs/verification.md
+    #[arg(long, requires = "generated")]
+    write: bool,
     #[command(flatten)]
     refresh: refresh::Args,
     /// Only mutants whose name contains one of these.
@@ -80,6 +93,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let patches: Vec<_> = mutants.iter().map(|mutant| mutant.patch.clone()).collect();
     if let Some(done) = args.refresh.run(root(), &patches, Kind::Apart)? {
         return Ok(done);
+    }
+    if args.generated {
+        let Args { time: seconds, seed, write, json, .. } = *args;
+        return generated::run(&mutants, generated::Options { seconds, seed, write, json });
     }
     let profile = if args.one_per_invariant { Profile::Unoptimised } else { Profile::Optimised };
     let copy = Patched::new("mutants", profile)?;

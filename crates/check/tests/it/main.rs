@@ -5,4 +5,5 @@
 mod engine;
 mod explored;
 mod fingerprint;
+mod generated;
 mod state;

@@ -38,9 +38,7 @@ pub fn refuse_what_makes_no_sense(arguments: &Check) -> Result<()> {
     if arguments.faults == Faults::None && arguments.fault_preemptions.is_some() {
         bail!("--fault-preemptions is for --faults each or pairs");
     }
-    if arguments.jobs > 1024 {
-        bail!("--jobs {}: expected at most 1024", arguments.jobs);
-    }
+    refuse_too_many_jobs(arguments)?;
     if let Some(shard) = arguments.shard
         && shard.of > 100_000
     {
@@ -49,8 +47,23 @@ pub fn refuse_what_makes_no_sense(arguments: &Check) -> Result<()> {
     Ok(())
 }
 
+/// Refuses more OS threads than make sense anywhere.
+pub fn refuse_too_many_jobs(arguments: &Check) -> Result<()> {
+    if arguments.jobs > 1024 {
+        bail!("--jobs {}: expected at most 1024", arguments.jobs);
+    }
+    Ok(())
+}
+
+/// Returns how many OS threads share the work.
+pub fn jobs(arguments: &Check) -> u32 {
+    match arguments.jobs {
+        0 => thread::available_parallelism().map_or(1, |cores| cores.get() as u32),
+        jobs => jobs,
+    }
+}
+
 pub fn options(arguments: &Check) -> Options {
-    let cores = || thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
     let given = arguments.time.map(Duration::from_secs);
     Options {
         strategy: match arguments.strategy {
@@ -71,7 +84,7 @@ pub fn options(arguments: &Check) -> Options {
             Faults::Each => check::Faults::Each,
             Faults::Pairs => check::Faults::Pairs,
         },
-        jobs: if arguments.jobs == 0 { cores() } else { arguments.jobs },
+        jobs: jobs(arguments),
         shard: arguments.shard.map_or((0, 1), |shard| (shard.index - 1, shard.of)),
         whole: arguments.whole,
         reduce: !arguments.no_reduction,
