@@ -10,10 +10,11 @@ use eswitch::auxiliary::AuxiliaryName;
 use eswitch::{CardConfig, ParseError, PciAddress, PfIndex, PortHandle, Touched};
 use flow::RuleId;
 use netlink::Errno;
+use tc::Event;
 
 use crate::card::{Cx, Host, Served};
 use crate::carried_out;
-use crate::family::{CONFIG_GROUP, ESWITCH, Family, SAMPLE_GROUPS_GROUP, SAMPLES_GROUP};
+use crate::family::{CONFIG_GROUP, ESWITCH, FILTERS_GROUP, Family, SAMPLE_GROUPS_GROUP, SAMPLES_GROUP};
 use crate::numbers::control;
 use crate::peer::Peer;
 use crate::rdma_core::RdmaChange;
@@ -64,11 +65,13 @@ pub const DEL_SAMPLE_GROUP: u8 = 15;
 pub const STATUS: u8 = 16;
 /// Asks the program that runs the card to end. The request has [`WORDS`].
 pub const END: u8 = 17;
+/// A filter was changed that the kernel does not have: a notification to the group [`FILTERS_GROUP`]. It has [`FILTER_EVENT`].
+pub const FILTER: u8 = 18;
 /// How to end, in words that the [host](Host::end) of the card understands.
 pub const WORDS: u16 = 1;
 /// A piece of JSON, or of text.
 pub const PIECE: u16 = 3;
-/// The number of a multicast group: [`CONFIG_GROUP`], [`SAMPLES_GROUP`] or [`SAMPLE_GROUPS_GROUP`].
+/// The number of a multicast group: [`CONFIG_GROUP`], [`SAMPLES_GROUP`], [`SAMPLE_GROUPS_GROUP`] or [`FILTERS_GROUP`].
 pub const GROUP: u16 = 4;
 /// A command, [encoded](Command::encode).
 pub const COMMAND: u16 = 5;
@@ -87,6 +90,8 @@ pub const FRAME: u16 = 12;
 
 /// A [`tc::Request`], as JSON.
 pub const TC_REQUEST: u16 = 13;
+/// A [`tc::Event`], as JSON.
+pub const FILTER_EVENT: u16 = 21;
 
 /// Which network namespace is requested: [`INSIDE`] or [`HOME`].
 pub const WHICH: u16 = 8;
@@ -123,7 +128,7 @@ pub(crate) fn family() -> Family {
         name: NAME,
         number: ESWITCH,
         version: 1,
-        max_attribute: sample::FRAME.into(),
+        max_attribute: FILTER_EVENT.into(),
         operations: vec![
             (PERFORM, control::ADMIN | control::CAN_DO),
             (VIEW, control::CAN_DUMP),
@@ -251,6 +256,10 @@ impl<'a> Request<'a> {
                 peer.joined_sample_groups.store(true, Ordering::Relaxed);
                 Ok(())
             }
+            Self::Join(FILTERS_GROUP) => {
+                peer.joined_filters.store(true, Ordering::Relaxed);
+                Ok(())
+            }
             Self::Join(_) => Err(Refusal::bare(Errno::NOENT)),
             Self::Share => {
                 let file = served.share_view(cx);
@@ -283,6 +292,9 @@ impl<'a> Request<'a> {
                 let at = At { engine: served.card.engine(), host: served.host.as_deref() };
                 let answer = served.tc.answer(cx, at, (**request).clone());
                 add_pieces(TC, &json(&answer)?, reply);
+                for event in Event::all_of(request, &answer) {
+                    reply.notify_of_filter(&json(&event)?);
+                }
                 Ok(())
             }
             Self::Rules => {

@@ -15,6 +15,8 @@ pub const CONFIG_GROUP: u32 = 5;
 pub const SAMPLES_GROUP: u32 = 6;
 /// The number of the multicast group on a control socket on which it is published that psample groups begin and end.
 pub const SAMPLE_GROUPS_GROUP: u32 = 7;
+/// The number of the multicast group on a control socket on which changes to filters are published.
+pub const FILTERS_GROUP: u32 = 8;
 /// The version of the devlink family.
 pub const VERSION: u8 = 1;
 

@@ -43,7 +43,7 @@ pub use card::{Cx, Destination, Host, KernelNetdevs, NetworkRef, Served};
 pub use carried_out::CarriedOut;
 pub use client::{Answered, Client, ClientError, connect, join_pieces};
 pub use command::takes_admin;
-pub use family::{CONFIG_GROUP, DEVLINK, ESWITCH, SAMPLE_GROUPS_GROUP, SAMPLES_GROUP};
+pub use family::{CONFIG_GROUP, DEVLINK, ESWITCH, FILTERS_GROUP, SAMPLE_GROUPS_GROUP, SAMPLES_GROUP};
 pub use kept::Kept;
 pub use last_view::LastView;
 pub use peer::Peer;

@@ -13,4 +13,6 @@ pub struct Peer {
     pub joined_samples: AtomicBool,
     /// Whether it has joined the one of psample groups that begin and end.
     pub joined_sample_groups: AtomicBool,
+    /// Whether it has joined the one of changes to filters.
+    pub joined_filters: AtomicBool,
 }

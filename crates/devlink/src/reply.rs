@@ -6,7 +6,8 @@ use eswitch::Touched;
 use lockdep::{Locked, Unlocked};
 use netlink::{BuildError, Builder, Datagram, ExtAck, Flags, Header, NLMSG_MIN_TYPE};
 
-use crate::family::VERSION;
+use crate::eswitch_family::{FILTER, FILTER_EVENT};
+use crate::family::{ESWITCH, VERSION};
 use crate::refusal::Refusal;
 
 /// A dump is sent in datagrams of at most this many bytes. A single message that is longer is a datagram of its own.
@@ -27,6 +28,9 @@ pub trait Sink {
 
     /// Takes the notifications that a request has caused, before the request is answered.
     fn notify(&mut self, _cx: &mut Locked<'_, Unlocked>, _notices: &Datagram) {}
+
+    /// Takes the notifications of filters that a request has changed, before the request is answered.
+    fn notify_of_filters(&mut self, _cx: &mut Locked<'_, Unlocked>, _notices: &[Datagram]) {}
 
     /// Is called when a request has been carried out, before it is answered. The request may have changed `touched`.
     fn done(&mut self, cx: &mut Locked<'_, Unlocked>, touched: Touched);
@@ -50,13 +54,16 @@ pub(crate) struct ReplyWriter<'a> {
     is_list: bool,
     /// The notifications that the request causes if it succeeds.
     notices: Datagram,
+    /// Those of filters.
+    filters: Vec<Datagram>,
     sink: &'a mut dyn Sink,
 }
 
 impl<'a> ReplyWriter<'a> {
     /// A reply to the request with this header, in an empty datagram.
     pub(crate) fn new(header: Header, datagram: &'a mut Datagram, sink: &'a mut dyn Sink) -> Self {
-        Self { header, datagram, failed: None, warning: None, is_list: false, notices: Datagram::default(), sink }
+        let (notices, filters) = (Datagram::default(), Vec::new());
+        Self { header, datagram, failed: None, warning: None, is_list: false, notices, filters, sink }
     }
 
     /// Adds a generic netlink message of the request's family. If it cannot be built, the request is answered with an
@@ -95,6 +102,18 @@ impl<'a> ReplyWriter<'a> {
         &mut self.notices
     }
 
+    /// Adds the notification of a filter that the request changes if it succeeds. `event`: a [`tc::Event`] as JSON. If it cannot
+    /// be built, it is left out, as in the kernel when there is no memory for it.
+    pub fn notify_of_filter(&mut self, event: &[u8]) {
+        if self.filters.last().is_none_or(|last| last.len() >= DATAGRAM) {
+            self.filters.push(Datagram::default());
+        }
+        let Some(to) = self.filters.last_mut() else { return };
+        let _ = to.message(Header::new(ESWITCH, Flags::empty(), 0, 0), |to| {
+            to.genl(FILTER, VERSION).put(FILTER_EVENT, event);
+        });
+    }
+
     /// Has a request that succeeds answered with a message, which programs print as a warning (NL_SET_ERR_MSG without
     /// an error).
     pub fn warn(&mut self, message: &'static str) {
@@ -107,6 +126,9 @@ impl<'a> ReplyWriter<'a> {
         self.sink.done(cx, touched);
         if outcome.is_ok() && !self.notices.is_empty() {
             self.sink.notify(cx, &self.notices);
+        }
+        if outcome.is_ok() && !self.filters.is_empty() {
+            self.sink.notify_of_filters(cx, &self.filters);
         }
         match outcome.and(self.failed.map_or(Ok(()), |error| Err(error.into()))) {
             Ok(()) if self.header.is_dump() && self.header.kind >= NLMSG_MIN_TYPE => self.end_dump(),

@@ -246,6 +246,11 @@ impl Sink for ToClient<'_> {
         notify::send(&self.clients.joined(cx), notices);
     }
 
+    fn notify_of_filters(&mut self, cx: Cx<'_, '_>, notices: &[Datagram]) {
+        let listeners = self.clients.joined_by(cx, |peer| &peer.joined_filters);
+        notices.iter().for_each(|datagram| notify::send(&listeners, datagram));
+    }
+
     fn done(&mut self, cx: Cx<'_, '_>, touched: Touched) {
         self.served.publish(cx, touched);
     }

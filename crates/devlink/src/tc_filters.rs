@@ -166,7 +166,8 @@ impl TcFilters {
         let of = place.netdev.port;
         let uplink = port(pf_of(of), Vport::Uplink);
         let now = now_ms(engine);
-        let reserved = self.change(cx, at, |tables| tables.reserve(place, spec, flags, uplink, now))?;
+        let mut reserved = self.change(cx, at, |tables| tables.reserve(place, spec, flags, uplink, now))?;
+        reserved.software = software;
         let (outcome, refusal) = match offload(cx, engine, of, &reserved) {
             Ok(outcome) => (outcome, None),
             Err(_) if software => (Outcome::NotInHw, None),

@@ -449,3 +449,67 @@ fn filters_carry_frames_while_the_daemon_is_dead_and_the_next_one_has_them() {
     assert_eq!(read("last").matches("in_hw in_hw_count 1").count(), 4, "{}", read("last"));
     assert!(!read("left").contains(".flows"), "a card that was taken down has no rules: {}", read("left"));
 }
+
+/// A lab with two monitors, the second one in a network namespace without the card; and labs that change filters.
+const MONITORED: &str = r#"
+mount -t tmpfs tmpfs /run; mkdir -p /run/state; mount --bind /run/state /var/lib; ip link set lo up
+$ESW up --daemon --detach --config $FOLDER/config > /dev/null
+r0=enp8s0f0npf0vf0
+exec_in_lab() { $ESW exec -- "$@"; }
+exec_in_lab sh -c "devlink dev eswitch set pci/0000:08:00.0 mode switchdev; tc qdisc add dev $r0 clsact"
+monitor() { $ESW exec -- sh -c "echo \$\$ > $FOLDER/$1.pid; exec $2 timeout 300 stdbuf -oL tc monitor > $FOLDER/$1"; }
+ip netns add elsewhere
+touch $FOLDER/bound $FOLDER/elsewhere
+monitor bound & monitor elsewhere "ip netns exec elsewhere" &
+# Until something that is replaced again and again is heard of, a monitor may not listen yet.
+probe() { exec_in_lab tc filter replace dev $r0 ingress protocol ip prio $1 handle 1 flower skip_sw action drop; }
+for i in $(seq 1200); do grep -q 'pref 99 ' $FOLDER/bound && break; probe 99; done
+for i in $(seq 1200); do [ -s $FOLDER/elsewhere ] && break; ip netns exec elsewhere tc qdisc replace dev lo root pfifo; sleep 0.05; done
+cat > $FOLDER/change <<CHANGE
+tc filter add dev $r0 ingress protocol ip prio 1 flower skip_sw dst_ip 10.0.0.2 action drop
+tc filter replace dev $r0 ingress protocol ip prio 1 handle 1 flower skip_sw dst_ip 10.0.0.2 action mirred egress redirect dev enp8s0f0npf0vf1
+tc filter add dev $r0 ingress protocol ip prio 1 flower skip_sw dst_ip 10.0.0.2 action drop 2> /dev/null || echo refused
+tc filter add dev $r0 ingress protocol ip prio 1 flower skip_sw dst_ip 10.0.0.3 action drop
+tc filter del dev $r0 ingress protocol ip prio 1 handle 2 flower
+tc filter del dev $r0 ingress protocol ip prio 1
+tc qdisc del dev $r0 clsact
+tc qdisc add dev $r0 clsact
+CHANGE
+exec_in_lab bash $FOLDER/change
+probe 98
+for i in $(seq 1200); do grep -q 'pref 98 ' $FOLDER/bound && break; sleep 0.05; done
+kill $(cat $FOLDER/bound.pid $FOLDER/elsewhere.pid); wait
+$ESW down > /dev/null
+ip netns del elsewhere
+"#;
+
+#[test]
+fn members_of_the_group_hear_of_filters_that_only_the_card_has_whichever_lab_changes_them() {
+    if skipped() || lab::skipped(&["stdbuf", "timeout"]) {
+        return;
+    }
+    let folder = Folder::make("tc-monitor");
+    let config = "[cards.card0]\nkind = \"linux\"\n[cards.card0.card]\nvfs = 2\n";
+    fs::write(folder.0.join("config"), config).unwrap();
+    let output = lab::apart(MONITORED, &folder.0);
+    let read = |name: &str| fs::read_to_string(folder.0.join(name)).unwrap_or_default();
+    assert!(output.status.success(), "{output:?} {}", read("bound"));
+    assert_eq!(output.stdout, b"refused\n", "{output:?}");
+    let heard = read("bound");
+    let is_told = |line: &&str| line.contains("filter dev") && line.contains("pref 1 ");
+    let told: Vec<&str> = heard.lines().filter(is_told).map(str::trim_end).collect();
+    let filter = format!("filter dev {R0} ingress protocol ip pref 1 flower chain 0");
+    let expected = [
+        format!("added {filter} handle 0x1"),
+        format!("replaced {filter} handle 0x1"),
+        format!("added {filter} handle 0x2"),
+        format!("deleted {filter} handle 0x2"),
+        // The priority as a whole. What goes with its qdisc is not told.
+        format!("deleted {filter}"),
+    ];
+    assert_eq!(told, expected, "{}", read("bound"));
+    assert_eq!(read("bound").matches("pref 98 ").count(), 1, "{}", read("bound"));
+    assert!(read("bound").contains("  in_hw in_hw_count 1"), "{}", read("bound"));
+    let elsewhere = read("elsewhere");
+    assert!(elsewhere.contains("qdisc pfifo") && !elsewhere.contains("filter"), "{elsewhere}");
+}

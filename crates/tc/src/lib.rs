@@ -9,6 +9,7 @@
 
 mod action;
 mod attributes;
+mod event;
 mod keys;
 pub mod numbers;
 mod offload;
@@ -23,6 +24,7 @@ mod tests;
 
 pub use action::{Action, Kind as ActionKind, Target, Targets, Usage};
 pub use attributes::Attr;
+pub use event::{Event, Origin};
 pub use keys::Keys;
 pub use offload::Offload;
 pub use refusal::Refusal;

@@ -5,6 +5,7 @@ use netlink::{Errno, Flags, Message, attributes, find, u32_at};
 use serde::{Deserialize, Serialize};
 
 use crate::action::{self, Action, Targets};
+use crate::event::Origin;
 use crate::keys::Keys;
 use crate::numbers::{
     ETH_P_ALL, RTM_DELTFILTER, RTM_GETTFILTER, RTM_NEWTFILTER, TC_H_CLSACT, TC_H_INGRESS_QDISC, TC_H_MIN_EGRESS,
@@ -152,6 +153,9 @@ pub struct Request {
     pub place: Place,
     /// What.
     pub verb: Verb,
+    /// Who asks.
+    #[serde(default)]
+    pub origin: Origin,
 }
 
 /// The kinds of classifier that are read here.
@@ -206,7 +210,7 @@ impl Request {
             RTM_GETTFILTER => Verb::Get { kind },
             _ => return Ok(None),
         };
-        Ok(Some(Self { place, verb }))
+        Ok(Some(Self { place, verb, origin: Origin::of(message) }))
     }
 }
 

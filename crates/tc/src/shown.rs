@@ -17,6 +17,9 @@ pub struct Shown {
     pub kind: String,
     /// The filter; `None` for the priority itself.
     pub filter: Option<ShownFilter>,
+    /// Whether the kernel has it, too.
+    #[serde(default)]
+    pub software: bool,
 }
 
 /// A filter with its counters.

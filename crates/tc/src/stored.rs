@@ -21,6 +21,9 @@ pub struct Stored {
     pub made_ms: u64,
     /// What its rule had counted before its actions were changed.
     pub before: Counter,
+    /// Whether the kernel has a half of it.
+    #[serde(default)]
+    pub software: bool,
 }
 
 /// A change to what is stored.
@@ -89,7 +92,7 @@ impl Tables {
     /// Takes filters in that were stored. `number`: that of the netdev which a port has now; `None`: it has none, and its
     /// filters are gone.
     pub fn restore(&mut self, filters: Vec<Stored>, number: impl Fn(Port) -> Option<u64>, now_ms: u64) {
-        for Stored { mut place, spec, rule, made_ms, before } in filters {
+        for Stored { mut place, spec, rule, made_ms, before, software } in filters {
             let Some(number) = number(place.netdev.port) else { continue };
             place.netdev.number = number;
             for action in &spec.actions {
@@ -109,7 +112,8 @@ impl Tables {
             let priority = chain.entry(place.priority).or_insert_with(|| Priority::new(place.protocol, kind));
             priority.by_match.insert(spec.classifier.clone(), place.handle);
             let made_ms = made_ms.min(now_ms);
-            priority.filters.insert(place.handle, Filter { spec, rule, number, made_ms, before, reserved: false });
+            let filter = Filter { spec, rule, number, made_ms, before, reserved: false, software };
+            priority.filters.insert(place.handle, filter);
         }
     }
 }

@@ -69,6 +69,11 @@ impl Priority {
     pub(crate) fn new(protocol: u16, kind: &'static str) -> Self {
         Self { protocol, kind, filters: BTreeMap::new(), by_match: HashMap::new(), first_handle: 1 }
     }
+
+    /// Whether the kernel has it, too, for its half of a filter.
+    fn software(&self) -> bool {
+        self.filters.values().any(|filter| filter.software)
+    }
 }
 
 #[derive(Clone)]
@@ -85,6 +90,8 @@ pub(crate) struct Filter {
     pub(crate) before: Counter,
     /// The card has not answered yet.
     pub(crate) reserved: bool,
+    /// Whether the kernel has a half of it.
+    pub(crate) software: bool,
 }
 
 /// An action that has an index.
@@ -102,6 +109,8 @@ pub struct Reserved {
     pub offload: Option<Result<Offload, Refusal>>,
     /// The rule of the filter that it replaces, if it matches the same, so that only its actions change.
     pub keeps: Option<RuleId>,
+    /// Whether the kernel has a half of it. At first it has not.
+    pub software: bool,
     spec: Spec,
     is_replacement: bool,
     /// The filter's number.
@@ -137,6 +146,8 @@ pub struct Entry {
     pub kind: &'static str,
     /// The filter; `None` for the priority itself.
     pub filter: Option<EntryFilter>,
+    /// Whether the kernel has it, too: a half of the filter, or of one of the priority.
+    pub software: bool,
 }
 
 /// The filter of an [`Entry`].
@@ -289,6 +300,7 @@ impl Tables {
                 made_ms: now_ms,
                 before: Counter::default(),
                 reserved: true,
+                software: false,
             };
             let chains = self.chains_or_new(place.netdev, place.side);
             let new = || Priority::new(place.protocol, kind);
@@ -299,13 +311,13 @@ impl Tables {
             priority.by_match.insert(spec.classifier.clone(), place.handle);
             priority.filters.insert(place.handle, filter);
         }
-        Ok(Reserved { place, offload, keeps, spec, is_replacement, number })
+        Ok(Reserved { place, offload, keeps, software: false, spec, is_replacement, number })
     }
 
     /// Says what came of a reserved filter. Returns the filter that is there now, and the one that is gone: the one it replaced,
     /// or itself if it was refused.
     pub fn settle(&mut self, reserved: Reserved, outcome: Outcome, now_ms: u64) -> (Option<Entry>, Option<Removed>) {
-        let Reserved { place, spec, is_replacement, number, .. } = reserved;
+        let Reserved { place, spec, is_replacement, number, software, .. } = reserved;
         let chain = place.chain.unwrap_or(0);
         let (rule, before) = match outcome {
             Outcome::InHw(rule, before) => (Some(rule), before),
@@ -327,7 +339,7 @@ impl Tables {
             let filter = priority.filters.get_mut(&place.handle).filter(|filter| filter.number == number)?;
             let old = std::mem::replace(
                 filter,
-                Filter { spec: spec.clone(), rule, number, made_ms: now_ms, before, reserved: false },
+                Filter { spec: spec.clone(), rule, number, made_ms: now_ms, before, reserved: false, software },
             );
             if is_replacement {
                 priority.by_match.remove(&old.spec.classifier);
@@ -348,7 +360,8 @@ impl Tables {
         if let Some(Entry { place, filter: Some(filter), .. }) = &entry {
             let EntryFilter { spec, rule, before, made_ms, .. } = filter;
             let (place, rule, made_ms, before) = (*place, *rule, *made_ms, *before);
-            self.note(|| Record::There(Box::new(Stored { place, spec: spec.clone(), rule, made_ms, before })));
+            let spec = spec.clone();
+            self.note(|| Record::There(Box::new(Stored { place, spec, rule, made_ms, before, software })));
         }
         (entry, gone)
     }
@@ -430,7 +443,7 @@ impl Tables {
                 let filters = priority.filters.keys().filter_map(|handle| self.entry(&Place { handle: *handle, ..at }));
                 let mut filters = filters.peekable();
                 if filters.peek().is_some() {
-                    entries.push(Entry { place: at, kind: priority.kind, filter: None });
+                    entries.push(Entry { place: at, kind: priority.kind, filter: None, software: priority.software() });
                     entries.extend(filters);
                 }
             }
@@ -491,18 +504,20 @@ impl Tables {
         let filter = priority.filters.get(&place.handle).filter(|filter| !filter.reserved)?.clone();
         let bound = |action: &Action| self.actions.get(&(action.kind, action.index)).map_or(1, |kept| kept.bound);
         let bound = filter.spec.actions.iter().map(bound).collect();
-        let Filter { spec, rule, made_ms, before, .. } = filter;
+        let Filter { spec, rule, made_ms, before, software, .. } = filter;
         Some(Entry {
             place: Place { protocol, ..*place },
             kind,
             filter: Some(EntryFilter { spec, rule, before, made_ms, bound }),
+            software,
         })
     }
 
     fn remove_priority(&mut self, place: &Place, chain: u32, priority: u16) -> (Vec<Entry>, Vec<Removed>) {
         let at = Place { chain: Some(chain), priority, handle: 0, ..*place };
         let Some(kept) = self.priority(&at) else { return (Vec::new(), Vec::new()) };
-        let head = Entry { place: Place { protocol: kept.protocol, ..at }, kind: kept.kind, filter: None };
+        let (place_of, software) = (Place { protocol: kept.protocol, ..at }, kept.software());
+        let head = Entry { place: place_of, kind: kept.kind, filter: None, software };
         let handles: Vec<u32> = kept.filters.keys().copied().collect();
         let (netdev, side) = (place.netdev, place.side);
         let removed =
@@ -605,6 +620,6 @@ impl Entry {
             let usages = bound.iter().map(usage).collect();
             ShownFilter { spec, usages, in_hw: counter.is_some() }
         });
-        Shown { place: self.place, kind: self.kind.to_owned(), filter }
+        Shown { place: self.place, kind: self.kind.to_owned(), filter, software: self.software }
     }
 }

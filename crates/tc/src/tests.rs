@@ -6,8 +6,8 @@ use proptest::prelude::*;
 
 use crate::numbers::{RTM_NEWTFILTER, TC_H_MIN_INGRESS, TCMSG, act, cls_flags, control, flower, tca};
 use crate::{
-    Address, Answer, GroupEvent, Netdev, Outcome, Place, Removed, Request, Side, Spec, StoredFilters, Tables, Target,
-    Verb, rank,
+    Address, Answer, Event, GroupEvent, Netdev, Outcome, Place, Removed, Request, Side, Spec, StoredFilters, Tables,
+    Target, Verb, rank,
 };
 
 const NETDEV: Netdev = Netdev { port: Port(1), tunnel: None, number: 1 };
@@ -36,7 +36,7 @@ fn read(bytes: &[u8]) -> Result<Request, crate::Refusal> {
 
 fn spec(bytes: &[u8]) -> (Place, Spec) {
     match read(bytes).unwrap() {
-        Request { place, verb: Verb::Add { spec, .. } } => (place, spec),
+        Request { place, verb: Verb::Add { spec, .. }, .. } => (place, spec),
         other => panic!("{other:?}"),
     }
 }
@@ -344,6 +344,42 @@ fn an_answer_survives_its_encoding() {
     assert_eq!(serde_json::from_slice::<Answer>(&json).unwrap(), answer);
 }
 
+#[test]
+fn an_event_repeats_the_request_and_leaves_out_whoever_has_its_echo() {
+    let mut tables = Tables::default();
+    let mut request = read(&drop_to([1, 1, 1, 1], (5, IP, 0))).unwrap();
+    request.origin.port = 77;
+    let place = add(&mut tables, &drop_to([1, 1, 1, 1], (5, IP, 0)), 1).unwrap();
+    let answer = Answer::Filters(vec![tables.get(&place, None).unwrap().shown(None, None, 5)]);
+    let [event] = &Event::all_of(&request, &answer)[..] else { panic!("one event") };
+    assert!(event.is_for(77) && event.is_for(78));
+    let bytes = event.address(9).filter(&event.shown, event.gone, &mut |_| None).unwrap();
+    let Header { flags, sequence, port, .. } = Message::first(&bytes).unwrap().header;
+    assert_eq!((flags, sequence, port), (Flags::REQUEST | Flags::CREATE | Flags::EXCL, 1, 77));
+    request.origin.flags |= Flags::ECHO.bits();
+    let [echoed] = &Event::all_of(&request, &answer)[..] else { panic!("one event") };
+    assert!(!echoed.is_for(77) && echoed.is_for(78));
+    // What a list shows is no change.
+    let listed = Request { verb: Verb::List, ..request };
+    assert_eq!(Event::all_of(&listed, &answer), []);
+}
+
+#[test]
+fn a_priority_is_the_kernels_too_if_one_of_its_filters_is() {
+    let mut tables = Tables::default();
+    let first = add(&mut tables, &drop_to([1, 1, 1, 1], (5, IP, 0)), 1).unwrap();
+    let (place, spec) = spec(&drop_to([1, 1, 1, 2], (5, IP, 0)));
+    let mut reserved = tables.reserve(place, spec, (true, true), UPLINK, 2).unwrap();
+    reserved.software = true;
+    let second = reserved.place;
+    let _ = tables.settle(reserved, Outcome::NotInHw, 2);
+    let software = |tables: &Tables| tables.list(&first).iter().map(|entry| entry.software).collect::<Vec<bool>>();
+    assert_eq!(software(&tables), [true, false, true]);
+    let (gone, _) = tables.remove(&second, None).unwrap();
+    assert!(gone[0].software);
+    assert_eq!(software(&tables), [false, false]);
+}
+
 proptest! {
     #[test]
     fn no_message_is_too_strange(kind in "flower|matchall|[a-z]{0,6}", options in proptest::collection::vec(any::<u8>(), 0..300)) {
@@ -377,7 +413,7 @@ proptest! {
                 }
             });
         });
-        let Ok(Request { place, verb: Verb::Add { spec, .. } }) = read(&bytes) else { return Ok(()) };
+        let Ok(Request { place, verb: Verb::Add { spec, .. }, .. }) = read(&bytes) else { return Ok(()) };
         let mut tables = Tables::default();
         let Ok(reserved) = tables.reserve(place, spec, (true, true), UPLINK, 0) else { return Ok(()) };
         let (entry, _) = tables.settle(reserved, Outcome::NotInHw, 0);

@@ -7,8 +7,8 @@ use card_memory::MemoryCard;
 use control::CommandTarget;
 use devlink::view::Profile;
 use devlink::{
-    Answered, Client, ClientError, Cx, ESWITCH, Peer, SAMPLE_GROUPS_GROUP, SAMPLES_GROUP, Sample, SampleGroup, Served,
-    Sink, answer, eswitch_family as e,
+    Answered, Client, ClientError, Cx, ESWITCH, FILTERS_GROUP, Peer, SAMPLE_GROUPS_GROUP, SAMPLES_GROUP, Sample,
+    SampleGroup, Served, Sink, answer, eswitch_family as e,
 };
 use eswitch::datapath::port;
 use eswitch::{CardConfig, FlowChange, Mode, PfIndex, Touched, Vport};
@@ -19,7 +19,7 @@ use netlink::{Builder, Datagram, Errno, Flags, Header, Message, find, message, m
 use tc::numbers::{
     RTM_DELTFILTER, RTM_NEWTFILTER, TC_H_MIN_INGRESS, act, cls_flags, control as tc_control, flower, tca,
 };
-use tc::{Answer, Netdev, Request, Target};
+use tc::{Answer, Event, Netdev, Request, Target, Verb};
 
 use crate::common::{Up, with_card_of};
 
@@ -236,6 +236,37 @@ fn groups_begin_and_end_with_their_filters_and_with_the_netdev() {
         up.with_engine(|cx, engine| engine.set_mode(cx, engine.addresses()[0], Mode::Legacy).unwrap());
         assert_eq!(events(1), [(e::DEL_SAMPLE_GROUP, 7, 0)]);
         assert_eq!(client.sample_groups().unwrap(), []);
+    });
+}
+
+#[test]
+fn whoever_has_joined_is_told_of_filters_that_only_the_card_has() {
+    with_card_of(switchdev(), |up| {
+        let mut client = Client::connect(&up.path).unwrap();
+        let mut listener = join(up, FILTERS_GROUP);
+        let mut next = || {
+            let [message] = &listener.receive_notification().unwrap()[..] else { panic!("one event") };
+            assert_eq!(message.command, e::FILTER);
+            let event = find(&message.attributes, e::FILTER_EVENT).unwrap().value;
+            let Event { origin, gone, shown } = serde_json::from_slice(event).unwrap();
+            assert_eq!((origin.sequence, origin.parent), (1, TC_H_MIN_INGRESS));
+            (gone, shown.place.priority, shown.filter.map(|filter| filter.in_hw))
+        };
+        add(up, 1, 7);
+        assert_eq!(next(), (false, 1, Some(true)));
+        // Of the filter of which the kernel has a half, and of a refused one, nothing is told.
+        let mut with_software = filter(RTM_NEWTFILTER, 2, |to| {
+            to.put(flower::ETH_TYPE, &[8, 0]);
+        });
+        if let Verb::Add { software, .. } = &mut with_software.verb {
+            *software = true;
+        }
+        assert!(matches!(client.tc(&with_software).unwrap(), Answer::Filters(_)));
+        assert!(matches!(client.tc(&filter(RTM_DELTFILTER, 2, |_| {})).unwrap(), Answer::Gone(_)));
+        assert!(matches!(client.tc(&filter(RTM_DELTFILTER, 3, |_| {})).unwrap(), Answer::Refused(_)));
+        // A whole priority is told as one.
+        assert!(matches!(client.tc(&filter(RTM_DELTFILTER, 1, |_| {})).unwrap(), Answer::Gone(_)));
+        assert_eq!(next(), (true, 1, None));
     });
 }
 

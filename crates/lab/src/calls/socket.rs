@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 use ::netlink::{Errno, errno_of};
-use devlink::CONFIG_GROUP;
+use devlink::{CONFIG_GROUP, FILTERS_GROUP};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, netlink};
 
 use crate::filter::{ADDRESS_LEN, AF_NETLINK, SOL_NETLINK, SOL_SOCKET};
@@ -194,13 +194,51 @@ pub(super) fn read_address(lab: &Lab, call: &Notification) -> io::Result<(u16, u
 }
 
 /// `bind`.
-pub(super) fn bind(cx: Cx<'_, '_>, lab: &Lab, call: &Notification, socket: &Socket) -> io::Result<Answer> {
+pub(super) fn bind(cx: Cx<'_, '_>, lab: &Arc<Lab>, call: &Notification, socket: &Socket) -> io::Result<Answer> {
     let (family, port, groups) = read_address(lab, call)?;
     if u32::from(family) != AF_NETLINK {
         return Err(Errno::INVAL.into());
     }
+    let is_route = socket.protocol == Protocol::Route && socket.native;
+    if is_route && (groups & RTMGRP_TC != 0) != socket.is_subscribed(cx, FILTERS_GROUP) {
+        // Cards have to be asked.
+        return Ok(lab.answer_later(*call, bind_for_filters));
+    }
     as_caller(lab, call, || socket.bind(cx, port, groups))??;
     Ok(Answer::Value(0))
+}
+
+/// `bind` of a socket that joins or leaves the multicast group of filters with it.
+fn bind_for_filters(cx: Cx<'_, '_>, lab: &Lab, call: &Notification) -> Answer {
+    let mut work = || -> io::Result<Answer> {
+        let Some(socket) = lab.socket(cx, call.pid, call.data.args[0]) else { return Ok(Answer::Continue) };
+        let (_, port, groups) = read_address(lab, call)?;
+        as_caller(lab, call, || socket.bind(cx, port, groups))??;
+        hear_of_filters(cx, lab, &socket, groups & RTMGRP_TC != 0);
+        Ok(Answer::Value(0))
+    };
+    work().into()
+}
+
+/// Joins or leaves the multicast group of filters, by the option.
+fn filter_membership(cx: Cx<'_, '_>, lab: &Lab, call: &Notification) -> Answer {
+    let mut work = || -> io::Result<Answer> {
+        let Some(socket) = lab.socket(cx, call.pid, call.data.args[0]) else { return Ok(Answer::Continue) };
+        let option = call.data.args[2] as i32;
+        let group = read_u32(lab, call, call.data.args[3])?;
+        as_caller(lab, call, || sys::set_option(&socket.kernel, libc::SOL_NETLINK, option, &group.to_ne_bytes()))??;
+        if group == RTNLGRP_TC {
+            hear_of_filters(cx, lab, &socket, option == libc::NETLINK_ADD_MEMBERSHIP);
+        }
+        Ok(Answer::Value(0))
+    };
+    work().into()
+}
+
+/// Subscribes a socket to the cards' changes to filters, or ends that. Of a card that does not answer it hears nothing: it is a
+/// member of the kernel's group all the same.
+fn hear_of_filters(cx: Cx<'_, '_>, lab: &Lab, socket: &Socket, joins: bool) {
+    let _ = socket.subscribe(cx, &lab.cards, FILTERS_GROUP, joins);
 }
 
 /// Runs `act` on a kernel's socket with the rights of the caller: some options and groups require a capability
@@ -262,6 +300,9 @@ pub(super) fn setsockopt(lab: &Arc<Lab>, call: &Notification, socket: &Socket) -
         // Whether the group is devlink's may have to be requested from a card.
         return Ok(lab.answer_later(*call, membership));
     }
+    if number == Some(RTNLGRP_TC) && is_membership(option) && socket.protocol == Protocol::Route && socket.native {
+        return Ok(lab.answer_later(*call, filter_membership));
+    }
     if !socket.native && is_membership(option) {
         return Ok(Answer::Value(0));
     }
@@ -269,6 +310,10 @@ pub(super) fn setsockopt(lab: &Arc<Lab>, call: &Notification, socket: &Socket) -
     socket.set_ack_option(option, number.is_some_and(|number| number != 0));
     Ok(Answer::Value(0))
 }
+
+/// The multicast group of rtnetlink that hears of filters, and its bit in an address.
+const RTNLGRP_TC: u32 = 4;
+const RTMGRP_TC: u32 = 1 << (RTNLGRP_TC - 1);
 
 fn is_membership(option: i32) -> bool {
     matches!(option, libc::NETLINK_ADD_MEMBERSHIP | libc::NETLINK_DROP_MEMBERSHIP)

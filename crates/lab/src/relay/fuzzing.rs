@@ -224,6 +224,39 @@ mod tests {
 
     use super::*;
 
+    /// A relay's program hears this of a card's notification.
+    fn heard(notification: &[u8]) -> Vec<u8> {
+        let card = Arc::new(Echo::new(card(), &[]).unwrap());
+        let (mut relay, program) = relay(Protocol::Route, card).unwrap();
+        lockdep::enter(&lock_order::domain(true), "lab-socket", |cx| {
+            Route::default().notification(cx, &mut relay, 0, notification);
+            relay.flush();
+        });
+        drop(relay);
+        let mut buffer = vec![0; ROOM];
+        let (_, length) = recv(&program, &mut buffer[..], RecvFlags::empty()).unwrap();
+        buffer.truncate(length);
+        buffer
+    }
+
+    #[test]
+    fn a_member_hears_of_a_cards_filter_at_the_netdev_that_it_knows() {
+        let heard = heard(include_bytes!("../../../../fuzz/corpus/relay/tc-filter-event"));
+        let message = netlink::Message::first(&heard).unwrap();
+        assert_eq!(message.header.kind, tc::numbers::RTM_NEWTFILTER);
+        assert_eq!((message.header.port, message.header.sequence), (5, 1));
+        assert_eq!(message.header.flags, Flags::CREATE | Flags::EXCL);
+        assert_eq!(netlink::u32_at(message.payload(), 4), Some(2), "the interface index");
+        assert_eq!(tc::rank(&message), Some((0, 5, 1)));
+        let content = message.after(tc::numbers::TCMSG).unwrap();
+        assert_eq!(netlink::find(content, tc::numbers::tca::KIND).unwrap().string(), Some("matchall"));
+    }
+
+    #[test]
+    fn what_is_cut_short_is_not_told() {
+        assert!(heard(include_bytes!("../../../../fuzz/corpus/relay/tc-filter-event-cut")).is_empty());
+    }
+
     #[test]
     fn a_program_that_requests_more_than_it_reads_gets_no_further_answers() {
         const NLDEV_PORT_GET: u16 = (5 << 10) + 5;

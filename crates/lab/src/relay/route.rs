@@ -108,6 +108,10 @@ impl Handler for Route {
         relay.queue.push(rewritten.iter().map(|message| &message[..]));
     }
 
+    fn notification(&mut self, cx: Cx<'_, '_>, relay: &mut Relay, card: usize, datagram: &[u8]) {
+        tc::publish(cx, relay, card, datagram);
+    }
+
     fn holds(&self) -> bool {
         !self.held.is_empty()
     }

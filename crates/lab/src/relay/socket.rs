@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use ::netlink::{AckOptions, Errno};
-use devlink::CONFIG_GROUP;
+use devlink::{CONFIG_GROUP, FILTERS_GROUP};
 use lockdep::Mutex;
 use rustix::net::netlink::SocketAddrNetlink;
 
@@ -168,21 +168,30 @@ impl Socket {
         AckOptions { extended: self.extended.load(Ordering::Relaxed), capped: self.capped.load(Ordering::Relaxed) }
     }
 
+    /// Whether the socket is subscribed to a multicast group, by the control socket's number.
+    pub fn is_subscribed(&self, cx: Cx<'_, '_>, group: u32) -> bool {
+        self.subscriptions.lock_leaf(cx).iter().any(|of| of.group == group)
+    }
+
     /// Subscribes the socket to the notifications of every card to a multicast group, or ends its subscription. `group`: the
     /// control socket's number.
     ///
     /// # Errors
-    /// A card's.
+    /// A card's. For [`FILTERS_GROUP`] such a card is left out instead.
     pub fn subscribe(&self, cx: Cx<'_, '_>, cards: &Cards, group: u32, on: bool) -> io::Result<()> {
-        let is_subscribed = self.subscriptions.lock_leaf(cx).iter().any(|of| of.group == group);
+        let is_subscribed = self.is_subscribed(cx, group);
         // Without the lock: a card may take long to accept a connection, and a send must not wait for that.
         let listen = |(card, of): (usize, &Arc<dyn Card>)| Ok(Subscription { group, card, fd: of.listen(group)? });
         let network = NetworkId::of_socket(&self.kernel).ok();
-        // devlink's instances move; samples and groups are published where a card's netdevs appear, and nowhere else.
-        let is_here = |card: usize| group == CONFIG_GROUP || network.is_some_and(|id| cards.is_home_of(card, id));
-        let new: Vec<Subscription> = match on && !is_subscribed {
-            true => cards.each().enumerate().filter(|(n, _)| is_here(*n)).map(listen).collect::<io::Result<_>>()?,
-            false => Vec::new(),
+        // devlink's instances move, and netdevs with them; samples and groups are published where a card's netdevs appear, and
+        // nowhere else.
+        let moves = matches!(group, CONFIG_GROUP | FILTERS_GROUP);
+        let is_here = |card: usize| moves || network.is_some_and(|id| cards.is_home_of(card, id));
+        let here = cards.each().enumerate().filter(|(n, _)| on && !is_subscribed && is_here(*n)).map(listen);
+        let new: Vec<Subscription> = match group {
+            // The kernel's group is there without the cards.
+            FILTERS_GROUP => here.flatten().collect(),
+            _ => here.collect::<io::Result<_>>()?,
         };
         let mut subscriptions = self.subscriptions.lock_leaf(cx);
         if !on {
