@@ -249,7 +249,7 @@ impl NeighbourWatch {
                 None => *entries.entry(at).or_insert(request::neighbour(&mut self.home, at.0, at.1)?),
             };
             let valid = entry.and_then(|entry| entry.valid());
-            found.extend(valid.map(|dst| ((*pf, *end), Neighbour { dst: dst.0, src: src.0 })));
+            found.extend(valid.map(|dst| ((*pf, *end), Neighbour { dst: dst.0, src: src.0, from: route.source })));
             hops.insert((*pf, *end), Hop { netdev: at.0, to: at.1, is_valid: valid.is_some() });
             // One that has failed is tried again when neighbours are used.
             if entry.is_none() {

@@ -19,7 +19,7 @@ fn headers(encap: &Encap) -> Vec<u8> {
     let (dst, src) = encap.neighbour.map_or(([0; 6], [0; 6]), |neighbour| (neighbour.dst, neighbour.src));
     let protocol = if encap.kind == TunnelKind::Gre { 47 } else { 17 };
     let bytes = Bytes::default().bytes(&dst).bytes(&src);
-    let bytes = match (encap.src, encap.dst) {
+    let bytes = match (encap.source(), encap.dst) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => {
             let bytes = bytes.bytes(&[8, 0, 0x45, encap.tos, 0, 0, 0, 0, 0, 0, encap.ttl, protocol, 0, 0]);
             bytes.bytes(&src.octets()).bytes(&dst.octets())

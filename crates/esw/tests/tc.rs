@@ -69,7 +69,10 @@ const FILTERS: &[(&str, &str, &str)] = &[
     ("ip", "ip_proto tcp tcp_flags 0x2/0x17 action drop", "ip_proto tcp tcp_flags 0x2/17 action drop"),
     ("ip", "ip_tos 0x10/0xfc ip_ttl 64 action drop", "ip_tos 0x10/fc ip_ttl 0x40 action drop"),
     ("ip", "ip_flags nofrag action drop", ""),
-    ("ip", "ip_flags frag/firstfrag action drop", "Error: Unsupported key."),
+    ("ip", "ip_flags frag/firstfrag action drop", "Error: Match on frag first/later is not supported."),
+    ("ip", "dst_ip 10.0.0.7 action drop hw_stats delayed", "dst_ip 10.0.0.7 action drop"),
+    ("ip", "dst_ip 10.0.0.8 action drop hw_stats immediate", "Error: Driver does not support selected HW stats type."),
+    ("ip", "dst_ip 10.0.0.8 action drop hw_stats disabled", "Error: Driver does not support selected HW stats type."),
     ("arp", "arp_op request arp_tip 10.0.0.2 action drop", "Error: Unsupported key."),
     (
         "802.1Q",

@@ -850,7 +850,7 @@ impl Engine {
     {
         let pf = self.device(device)?.0.index;
         let src = self.config().mac(pf, Vport::Uplink);
-        self.set_neighbour(cx, pf, end, mac.map(|mac| Neighbour { dst: mac.0, src: src.0 }));
+        self.set_neighbour(cx, pf, end, mac.map(|mac| Neighbour { dst: mac.0, src: src.0, from: None }));
         Ok(())
     }
 

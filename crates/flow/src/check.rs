@@ -89,6 +89,9 @@ pub enum RuleError {
     /// A field on which mlx5 cannot match.
     #[error("Unsupported key")]
     UnsupportedKey(Field),
+    /// Whether a fragment is the first one.
+    #[error("Match on frag first/later is not supported")]
+    FirstFragment,
     /// Ports of another protocol than TCP and UDP.
     #[error("Only UDP and TCP transports are supported for L4 matching")]
     UnsupportedTransport,
@@ -518,15 +521,13 @@ fn tunnels(rule: &Rule) -> Checked {
 /// What mlx5 cannot match on (`__parse_cls_flower`, `mlx5_tc_ct_match_add`, `mlx5e_tc_tun_parse_udp_ports`).
 fn unsupported_match(rule: &Rule) -> Checked {
     let matches = &rule.matches;
-    let unsupported =
-        matches.mask().fields().find(|field| (Field::ArpOp..=Field::ArpTha).contains(field)).or_else(|| {
-            let first = matches.mask().number(Field::IpFlags) as u8 & Field::FIRST_FRAG != 0;
-            let range = matches.src_ports.is_some() || matches.dst_ports.is_some();
-            first.then_some(Field::IpFlags).or_else(|| range.then_some(Field::SrcPort))
-        });
-    if let Some(field) = unsupported {
+    let range = matches.src_ports.is_some() || matches.dst_ports.is_some();
+    let arp = matches.mask().fields().find(|field| (Field::ArpOp..=Field::ArpTha).contains(field));
+    if let Some(field) = arp.or_else(|| range.then_some(Field::SrcPort)) {
         return Err(RuleError::UnsupportedKey(field));
     }
+    let first = matches.mask().number(Field::IpFlags) as u8 & Field::FIRST_FRAG != 0;
+    refuse_if(first, RuleError::FirstFragment)?;
     let ports = [Field::SrcPort, Field::DstPort].iter().any(|field| matches.mask().has(*field));
     let known = Pinned::of(rule).is_protocol(&[protocol::TCP, protocol::UDP]);
     refuse_if(ports && !known, RuleError::UnsupportedTransport)?;

@@ -50,7 +50,7 @@ pub struct Encap {
     pub kind: TunnelKind,
     /// The VNI, 24 bits, or the key of GRE. Only GRE can be without.
     pub id: Option<u32>,
-    /// The outer source address.
+    /// The outer source address. Unspecified: the [neighbour's](Neighbour::from).
     pub src: IpAddr,
     /// The outer destination address, of the same version.
     pub dst: IpAddr,
@@ -66,7 +66,7 @@ pub struct Encap {
     pub neighbour: Option<Neighbour>,
 }
 
-/// The MAC addresses of the next hop and of the card's uplink.
+/// The MAC addresses of the next hop and of the card's uplink, and the address from which packets go there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Neighbour {
@@ -74,6 +74,16 @@ pub struct Neighbour {
     pub dst: Mac,
     /// The uplink's.
     pub src: Mac,
+    /// The outer source address of a tunnel that names none, as Open vSwitch's: the one of the route to its end.
+    pub from: Option<IpAddr>,
+}
+
+impl Encap {
+    /// The outer source address: the tunnel's own, or the one of the route to its end.
+    pub fn source(&self) -> IpAddr {
+        let routed = self.neighbour.and_then(|neighbour| neighbour.from).filter(|_| self.src.is_unspecified());
+        routed.filter(|from| from.is_ipv4() == self.src.is_ipv4()).unwrap_or(self.src)
+    }
 }
 
 /// What is known of the tunnel out of which a frame came.
@@ -203,7 +213,7 @@ pub(crate) fn encapsulate(encap: &Encap, neighbour: Neighbour, inner: &[u8]) -> 
     payload.extend(inner);
     let mut frame = [neighbour.dst, neighbour.src].concat();
     let protocol = if encap.kind == TunnelKind::Gre { protocol::GRE } else { protocol::UDP };
-    match (encap.src, encap.dst) {
+    match (encap.source(), encap.dst) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => {
             let length = u16::try_from(payload.len() + 20).ok()?.to_be_bytes();
             frame.extend(ethertype::IPV4.to_be_bytes());

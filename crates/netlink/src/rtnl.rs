@@ -133,6 +133,7 @@ pub const RTN_UNICAST: u8 = 1;
 pub const RTA_DST: u16 = 1;
 pub const RTA_OIF: u16 = 4;
 pub const RTA_GATEWAY: u16 = 5;
+pub const RTA_PREFSRC: u16 = 7;
 /// `struct rtvia`: a gateway of another family.
 pub const RTA_VIA: u16 = 18;
 

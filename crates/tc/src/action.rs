@@ -250,6 +250,12 @@ impl Action {
         self.parm(at).cast_signed()
     }
 
+    /// Whether the counters that the card has are among those that are asked for: counters that are read now and then, as mlx5's
+    /// (`flow_action_hw_stats_check` in `include/net/flow_offload.h`).
+    pub(crate) fn wants_delayed_counters(&self) -> bool {
+        self.hw_stats.is_none_or(|wanted| wanted & act::HW_STATS_DELAYED != 0)
+    }
+
     /// The number behind `tc_gen`: what the action does, for mirred, vlan, tunnel_key and csum.
     pub(crate) fn mode(&self) -> u32 {
         self.parm(5)

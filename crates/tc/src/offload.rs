@@ -62,6 +62,9 @@ impl Spec {
         let matches = self.classifier.matches(protocol)?;
         let mut reader = Reader { uplink, actions: Vec::new(), meters: Vec::new(), tunnel: None, starts: Vec::new() };
         for action in &self.actions {
+            if !action.wants_delayed_counters() {
+                return Err(Refusal::unsupported("Driver does not support selected HW stats type"));
+            }
             reader.starts.push(reader.actions.len());
             reader.action(action)?;
         }

@@ -26,7 +26,7 @@ const fn of(script: &'static str, command: &'static str, words: &'static str, wh
     MayFail { script, command, words, why }
 }
 
-const MAY_FAIL: [MayFail; 26] = [
+const MAY_FAIL: [MayFail; 34] = [
     any("echo > /proc/sys/fs/suid_dumpable", "Read-only", "is about core dumps, and may not change this machine"),
     any("modprobe -q mlx_compat", "", "looks for NVIDIA's out-of-tree driver"),
     any("ofed_info", "command not found", "looks for NVIDIA's out-of-tree driver"),
@@ -58,6 +58,14 @@ const MAY_FAIL: [MayFail; 26] = [
     of("test-eswitch-reload-modules-set-legacy", "echo", "No such device", "the module is being unloaded meanwhile"),
     of("test-eswitch-reload-modules-set-legacy", "devlink dev eswitch", "No such device", "the same"),
     of("test-eswitch-reload-modules-set-legacy", "ERROR", "Failed to set mode legacy", "the same"),
+    of("test-tc-insert-rules-duplicates", "tc filter add", "File exists", "must fail: there is one with this key"),
+    of("test-tc-insert-rules-frag", "tc filter add", "Match on frag first/later is not supported", "must fail"),
+    of("test-tc-insert-rules-hw-stats", "tc filter add", "does not support selected HW stats type", "must fail"),
+    of("test-tc-insert-rules-mirror", "tc filter add", "can't duplicate output to same device", "must fail"),
+    of("test-tc-insert-rules-pedit-drop", "tc -s filter add", "Drop with modify header", "must fail"),
+    of("test-tc-insert-rules-pedit-ttl-ip", "tc filter add", "can't offload re-write of non TCP/UDP", "must fail"),
+    of("test-tc-insert-rules-vxlan", "tc filter add", "can't duplicate output to same device", "must fail"),
+    of("test-tc-merged-esw-pf-pf", "tc filter add", "there is no port", "must fail: the uplink of another E-Switch"),
 ];
 
 /// Whether a command may fail in a script that passes.
@@ -111,7 +119,7 @@ const SF_ESWITCH: &str = "an SF that is an E-Switch itself (`devlink port functi
 const SF_NUMBERS: &str = "SF numbers from 65536 on, of which this iproute2 (6.1) prints the lower 16 bits; and an SF that \
     is an E-Switch itself, which only NVIDIA's out-of-tree driver has";
 
-const REASONS: [Reason; 29] = [
+const REASONS: [Reason; 37] = [
     reason_of(
         "test-devlink-reload-gre-ns",
         "Module gre not found",
@@ -208,6 +216,18 @@ const REASONS: [Reason; 29] = [
     reason_of("", "supported only over OFED", "for NVIDIA's out-of-tree driver only, and says so"),
     reason_of("", "Skipping MLNX OFED", "for NVIDIA's out-of-tree driver only, and says so"),
     reason_of("", "Test relevant for ", "for other cards or older kernels only, and says so"),
+    reason_of(
+        "test-tc-bad-tunnel2",
+        "RTNETLINK answers: File exists",
+        "adds filters whose key is that of another, which the kernel's `cls_flower` refuses, and so does the card",
+    ),
+    reason_of("", "smfs dump failed", "reads the driver's dump of its steering tables, which this card does not have"),
+    reason_of("", "Missing module act_ct", "needs `act_ct`, which this kernel lacks"),
+    reason_of("", "Missing module act_police", "needs `act_police`, which this kernel lacks"),
+    reason_of("", "Missing module act_sample", "needs `act_sample`, which this kernel lacks"),
+    reason_of("", "Missing module cls_matchall", "needs `cls_matchall`, which this kernel lacks"),
+    reason_of("", "Failed to create geneve interface", "needs `geneve`, which this kernel lacks"),
+    reason_of("", "Failed to create gretap interface", "needs `gre`, which this kernel lacks"),
     reason_of("", "openvswitch/db.sock", "needs Open vSwitch as a service, with the kernel's datapath"),
     reason_of("", "TC classifier not found", "needs `cls_flower`, which this kernel lacks"),
 ];

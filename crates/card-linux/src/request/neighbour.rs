@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use eswitch::MacAddr;
 use netlink::rtnl::{
     NDA_DST, NDA_LLADDR, NDMSG, NTF_USE, NUD_DELAY, NUD_NOARP, NUD_PERMANENT, NUD_PROBE, NUD_REACHABLE, NUD_STALE,
-    RTA_DST, RTA_GATEWAY, RTA_OIF, RTA_VIA, RTM_DELNEIGH, RTM_GETNEIGH, RTM_GETROUTE, RTM_NEWNEIGH, RTM_NEWROUTE,
-    RTMSG, RTN_UNICAST,
+    RTA_DST, RTA_GATEWAY, RTA_OIF, RTA_PREFSRC, RTA_VIA, RTM_DELNEIGH, RTM_GETNEIGH, RTM_GETROUTE, RTM_NEWNEIGH,
+    RTM_NEWROUTE, RTMSG, RTN_UNICAST,
 };
 use netlink::{Attribute, Errno, Flags, Message, attributes, errno_of};
 
@@ -21,6 +21,8 @@ pub(crate) struct Route {
     pub netdev: u32,
     /// The gateway, if there is one.
     pub gateway: Option<IpAddr>,
+    /// The address from which they go.
+    pub source: Option<IpAddr>,
 }
 
 /// A neighbour as the kernel has it.
@@ -101,16 +103,17 @@ fn read_route(message: &Message<'_>) -> Option<Route> {
     if message.header.kind != RTM_NEWROUTE || header[7] != RTN_UNICAST {
         return None;
     }
-    let (mut netdev, mut gateway) = (None, None);
+    let (mut netdev, mut gateway, mut source) = (None, None, None);
     for attribute in attributes(message.after(RTMSG)?).flatten() {
         match attribute.kind {
             RTA_OIF => netdev = Some(number(&attribute)),
             RTA_GATEWAY => gateway = address(header[0], attribute.value),
             RTA_VIA => gateway = via(&attribute),
+            RTA_PREFSRC => source = address(header[0], attribute.value),
             _ => {}
         }
     }
-    Some(Route { netdev: netdev?, gateway })
+    Some(Route { netdev: netdev?, gateway, source })
 }
 
 /// Reads a `struct rtvia`.
@@ -235,13 +238,14 @@ mod tests {
         };
         let oif = 7u32.to_ne_bytes();
         let gateway = Some(IpAddr::from([10, 0, 0, 1]));
-        assert_eq!(read(RTN_UNICAST, &[(RTA_OIF, &oif)]), Some(Route { netdev: 7, gateway: None }));
-        let with = read(RTN_UNICAST, &[(RTA_OIF, &oif), (RTA_GATEWAY, &[10, 0, 0, 1])]);
-        assert_eq!(with, Some(Route { netdev: 7, gateway }));
+        assert_eq!(read(RTN_UNICAST, &[(RTA_OIF, &oif)]), Some(Route { netdev: 7, gateway: None, source: None }));
+        let with = [(RTA_OIF, &oif[..]), (RTA_GATEWAY, &[10, 0, 0, 1]), (RTA_PREFSRC, &[10, 0, 0, 7])];
+        let source = Some(IpAddr::from([10, 0, 0, 7]));
+        assert_eq!(read(RTN_UNICAST, &with), Some(Route { netdev: 7, gateway, source }));
         let v6 = [0xfe; 16];
         let via = [&(libc::AF_INET6 as u16).to_ne_bytes()[..], &v6].concat();
         let with = read(RTN_UNICAST, &[(RTA_OIF, &oif), (RTA_VIA, &via)]);
-        assert_eq!(with, Some(Route { netdev: 7, gateway: Some(IpAddr::from(v6)) }));
+        assert_eq!(with, Some(Route { netdev: 7, gateway: Some(IpAddr::from(v6)), source: None }));
         assert_eq!(read(2, &[(RTA_OIF, &oif)]), None, "an address of this machine");
         assert_eq!(read(RTN_UNICAST, &[]), None);
     }

@@ -40,11 +40,18 @@ impl Bench {
     }
 
     fn hop(&self, dst: [u8; 6]) -> Option<Neighbour> {
-        Some(Neighbour { dst, src: self.src })
+        Some(Neighbour { dst, src: self.src, from: None })
     }
 
+    /// The MAC addresses of the next hop to an end.
     fn look(&mut self, end: IpAddr) -> Option<Neighbour> {
-        self.watch.look(&[(PF, end)]).unwrap().get(&(PF, end)).copied()
+        let found = self.watch.look(&[(PF, end)]).unwrap().get(&(PF, end)).copied();
+        found.map(|hop| Neighbour { from: None, ..hop })
+    }
+
+    /// The address from which packets go to an end.
+    fn source(&mut self, end: IpAddr) -> Option<IpAddr> {
+        self.watch.look(&[(PF, end)]).unwrap().get(&(PF, end))?.from
     }
 
     /// Watches until the next hop to an end is this.
@@ -75,6 +82,7 @@ fn a_next_hop_is_resolved_and_followed() {
         let known = bench.hop(STATION);
         assert_eq!(bench.look(v4(2)), None, "the kernel does not know it yet");
         bench.watch_until(v4(2), known);
+        assert_eq!(bench.source(v4(2)), Some(v4(1)));
         bench.watch_until("fd00::2".parse().unwrap(), known);
 
         // It changes its address, by hand and because it says so.
@@ -85,7 +93,7 @@ fn a_next_hop_is_resolved_and_followed() {
         bench.watch_until(v4(2), known);
         // The netdev's own address is the source.
         sh(&format!("ip link set {UPLINK} address 02:00:00:00:00:55"));
-        bench.watch_until(v4(2), Some(Neighbour { dst: STATION, src: [2, 0, 0, 0, 0, 0x55] }));
+        bench.watch_until(v4(2), Some(Neighbour { dst: STATION, src: [2, 0, 0, 0, 0, 0x55], from: None }));
     });
 }
 
@@ -241,6 +249,6 @@ fn a_bond_over_the_uplinks_leads_out_of_them() {
         sh("ip neigh replace 192.0.2.2 lladdr 02:00:00:00:00:99 dev bond0");
         assert_eq!(bench.look(v4(2)), None, "with one port it is on the card's own switch");
         sh("ip link add eth7 type veth peer eth8; ip link set eth7 master bond0");
-        bench.watch_until(v4(2), Some(Neighbour { dst: STATION, src: [2, 0, 0, 0, 0, 0xb0] }));
+        bench.watch_until(v4(2), Some(Neighbour { dst: STATION, src: [2, 0, 0, 0, 0, 0xb0], from: None }));
     });
 }

@@ -314,13 +314,13 @@ fn a_tunnel_follows_its_next_hop() {
             tos: 0,
             ttl: 64,
             options: Vec::new(),
-            neighbour: Some(Neighbour { dst: [9; 6], src: [9; 6] }),
+            neighbour: Some(Neighbour { dst: [9; 6], src: [9; 6], from: None }),
         };
         let actions = [Action::TunnelSet(encap), Action::Redirect(wire)];
         let rule =
             add(&bench, cx, FlowChange::Add { pf: PF0, rule: Box::new(Rule::new(vf(0), Match::new(), actions)) });
         assert_eq!(send(&bench, cx, vf(0), 1), [], "nobody has told the next hop: the rule's own does not count");
-        let hop = |last| Neighbour { dst: [2, 0, 0, 0, 1, last], src: [2, 0, 0, 0, 1, 0] };
+        let hop = |last| Neighbour { dst: [2, 0, 0, 0, 1, last], src: [2, 0, 0, 0, 1, 0], from: None };
         let outer_mac = |cx: Cx<'_, '_>| match bench.card.planes().forward(cx, vf(0), Duration::ZERO, &frame(1)) {
             Forwarded::Switched(verdict) if verdict.fate == Fate::Forwarded => verdict.outputs[0].frame[..6].to_vec(),
             other => panic!("{other:?}"),

@@ -230,7 +230,7 @@ impl<'a> FrameMaker<'a> {
             options: if kind == TunnelKind::Geneve { key.get(Field::EncOpts)[..length].to_vec() } else { Vec::new() },
             neighbour: None,
         };
-        let neighbour = Neighbour { dst: some_mac(self.random), src: some_mac(self.random) };
+        let neighbour = Neighbour { dst: some_mac(self.random), src: some_mac(self.random), from: None };
         let Some(mut outer) = tunnel::encapsulate(&encap, neighbour, &inner) else { return inner };
         if kind != TunnelKind::Gre
             && let Some(udp) = dissect(&outer).network.and_then(|network| network.transport())

@@ -654,7 +654,7 @@ impl RuleMaker<'_> {
             false => (IpAddr::from(some_ip6(self.random)), some_ip6(self.random).into()),
         };
         let id = self.random.one([0, 5, 77, 0x00ff_ffff]);
-        let neighbour = Neighbour { dst: some_mac(self.random), src: some_mac(self.random) };
+        let neighbour = Neighbour { dst: some_mac(self.random), src: some_mac(self.random), from: None };
         Some(Encap {
             kind,
             id: Some(id).filter(|_| kind != TunnelKind::Gre || self.random.chance(70)),

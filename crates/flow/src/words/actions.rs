@@ -682,8 +682,10 @@ fn read_options(word: &str) -> Option<Vec<u8>> {
 }
 
 fn read_neighbour(word: &str) -> Option<Neighbour> {
-    let (dst, src) = word.split_once('/')?;
-    Some(Neighbour { dst: values::mac(dst)?, src: values::mac(src)? })
+    let (dst, rest) = word.split_once('/')?;
+    let (src, from) = rest.split_once('/').map_or((rest, None), |(src, from)| (src, Some(from)));
+    let from = from.map(|from| from.parse().ok()).map_or(Some(None), |from| from.map(Some))?;
+    Some(Neighbour { dst: values::mac(dst)?, src: values::mac(src)?, from })
 }
 
 /// A value and its bits, `all` if none are said.
@@ -800,8 +802,9 @@ fn show_tunnel(encap: &Encap, to_device: bool) -> String {
     if encap.tos != 0 {
         words += &format!(" tos {:#x}", encap.tos);
     }
-    if let Some(Neighbour { dst, src }) = &encap.neighbour {
+    if let Some(Neighbour { dst, src, from }) = &encap.neighbour {
         words += &format!(" neighbour {}/{}", values::mac_word(dst), values::mac_word(src));
+        words += &from.map(|from| format!("/{from}")).unwrap_or_default();
     }
     format!("{words} ttl {} nocsum pipe", encap.ttl)
 }

@@ -219,7 +219,7 @@ fn in_tunnel(kind: TunnelKind, v6: bool) -> Vec<u8> {
         tos: 0xb8,
         ttl: 9,
         options: if kind == TunnelKind::Geneve { vec![1, 2, 3, 1, 9, 9, 9, 9] } else { Vec::new() },
-        neighbour: Some(Neighbour { dst: MAC_B, src: MAC_A }),
+        neighbour: Some(Neighbour { dst: MAC_B, src: MAC_A, from: None }),
     };
     let mut card = Card::new();
     card.rule(Match::new(), [Action::TunnelSet(encap), Action::Redirect(UPLINK)]);

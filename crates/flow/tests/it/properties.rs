@@ -68,7 +68,7 @@ fn encap(kind: usize, v6: bool) -> Encap {
         tos: 0,
         ttl: 64,
         options: if kind == TunnelKind::Geneve { vec![0, 1, 2, 0] } else { Vec::new() },
-        neighbour: Some(Neighbour { dst: MAC_A, src: MAC_B }),
+        neighbour: Some(Neighbour { dst: MAC_A, src: MAC_B, from: None }),
     }
 }
 

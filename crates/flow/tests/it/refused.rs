@@ -148,7 +148,11 @@ fn not_on_mlx5() -> Vec<(&'static str, Match, Vec<Action>)> {
     let edit = |field| Edit::set(field, 1u16);
     let rows = [
         ("Unsupported key", arp, redirect()),
-        ("Unsupported key", ip().with(Field::IpFlags, Field::FRAG | Field::FIRST_FRAG), redirect()),
+        (
+            "Match on frag first/later is not supported",
+            ip().with(Field::IpFlags, Field::FRAG | Field::FIRST_FRAG),
+            redirect(),
+        ),
         ("Unsupported key", tcp().with_dst_ports(1..=2), redirect()),
         (
             "Only UDP and TCP transports are supported for L4 matching",

@@ -34,7 +34,7 @@ fn encap(kind: TunnelKind) -> Encap {
         tos: 0,
         ttl: 64,
         options: Vec::new(),
-        neighbour: Some(Neighbour { dst: OUTER_DST, src: OUTER_SRC }),
+        neighbour: Some(Neighbour { dst: OUTER_DST, src: OUTER_SRC, from: None }),
     }
 }
 
@@ -42,6 +42,23 @@ fn encapsulated(encap: Encap, frame: &[u8]) -> Vec<u8> {
     let mut card = Card::new();
     card.rule(Match::new(), [Action::TunnelSet(encap), Action::Redirect(UPLINK)]);
     card.send(frame).outputs.remove(0).frame
+}
+
+#[test]
+fn a_tunnel_without_a_source_address_has_the_one_of_the_route_to_its_end() {
+    let routed =
+        |from: Option<&str>| Neighbour { dst: OUTER_DST, src: OUTER_SRC, from: from.map(|from| from.parse().unwrap()) };
+    let source = |src: &str, from: Option<&str>| {
+        let neighbour = Some(routed(from));
+        let frame =
+            encapsulated(Encap { src: src.parse().unwrap(), neighbour, ..encap(TunnelKind::Vxlan) }, &udp_frame());
+        assert!(checksums_are_right(&frame));
+        <[u8; 4]>::try_from(&frame[26..30]).unwrap()
+    };
+    assert_eq!(source("0.0.0.0", Some("192.0.2.1")), [192, 0, 2, 1]);
+    assert_eq!(source("10.0.0.9", Some("192.0.2.1")), [10, 0, 0, 9], "it names one");
+    assert_eq!(source("0.0.0.0", Some("fd00::1")), [0; 4], "of another version of IP");
+    assert_eq!(source("0.0.0.0", None), [0; 4]);
 }
 
 /// What a rule of the tunnel device sends on.

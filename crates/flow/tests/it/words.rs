@@ -284,9 +284,10 @@ fn a_tunnel_takes_its_kind_from_the_device() {
     let set = "action tunnel_key set src_ip 10.0.0.1 dst_ip 10.0.0.2 id 5 geneve_opts 0102:80:00000001";
     let expected = [Action::TunnelSet(encap.clone()), Action::Redirect(UPLINK)];
     assert_eq!(actions(&format!("{set} action mirred egress redirect dev genev_sys_6081")), expected);
-    let neighbour = Some(Neighbour { dst: [2, 0, 0, 0, 0, 1], src: [2, 0, 0, 0, 0, 2] });
+    let from = Some("10.0.0.9".parse().unwrap());
+    let neighbour = Some(Neighbour { dst: [2, 0, 0, 0, 0, 1], src: [2, 0, 0, 0, 0, 2], from });
     let expected = [Action::TunnelSet(Encap { neighbour, ..encap }), Action::Mirror(Port(2)), Action::Drop];
-    let words = format!("{set} kind geneve dst_port 6081 neighbour 2:0:0:0:0:1/2:0:0:0:0:2");
+    let words = format!("{set} kind geneve dst_port 6081 neighbour 2:0:0:0:0:1/2:0:0:0:0:2/10.0.0.9");
     assert_eq!(actions(&format!("{words} action mirred egress mirror dev port2 action drop")), expected);
 }
 

@@ -3,44 +3,10 @@
 # and the switch counts it; VLAN tags, drops and mirrors; a switch that is killed, and a card that changes its mode under it.
 . "${0%/*}/card.bash"
 
-if [ "${1:-}" != inside ]; then
-  card_up
-  ip -n one addr add 10.4.0.1/24 dev enp8s0f0v0
-  ip -n two addr add 10.4.0.2/24 dev enp8s0f0v1
-  FOLDER=$folder esw exec -- "$0" inside
-  exit
-fi
-
-rm -r "$folder"
-folder=$FOLDER
-export OVS_RUNDIR=$folder/ovs OVS_DBDIR=$folder/ovs
-mkdir "$OVS_RUNDIR"
-
-all_down() {
-  local status=$?
-  trap - EXIT
-  [ "$status" = 0 ] || { tail -20 "$folder/ovs/vswitchd.log"; ovs-appctl dpctl/dump-flows -m; esw rules; tc -s filter show dev "$rep0" ingress; } >&2
-  ovs-vsctl --timeout=20 --if-exists del-br br0 || status=1
-  ovs-appctl -T 20 exit --cleanup || status=1
-  ovs-appctl -T 20 -t ovsdb-server exit || status=1
-  exit "$status"
-}
-trap all_down EXIT
-
-switch_up() {
-  ovs-vswitchd --pidfile --detach --log-file="$folder/ovs/vswitchd.log" -vconsole:off
-}
+into_a_lab "$@"
 
 say "the switch, with offload"
-switch_can_count
-ovsdb-tool create "$folder/ovs/conf.db" /usr/share/openvswitch/vswitch.ovsschema
-ovsdb-server "$folder/ovs/conf.db" --remote="punix:$folder/ovs/db.sock" --pidfile --detach --log-file="$folder/ovs/server.log" \
-  -vconsole:off
-ovs-vsctl --no-wait init
-ovs-vsctl --no-wait set Open_vSwitch . other_config:hw-offload=true
-switch_up
-ovs-vsctl --timeout=60 add-br br0 -- set bridge br0 datapath_type=system
-ovs-vsctl --timeout=60 add-port br0 "$rep0" -- add-port br0 "$rep1"
+switch_start hw-offload=true
 ping_from one 10.4.0.2
 ping_from one 10.4.0.2
 
@@ -53,16 +19,6 @@ ping_from one 10.4.0.2
 after=$(cat "/sys/class/net/$rep0/statistics/rx_packets")
 # Now and then a host asks again who has an address, and that may pass the representor.
 [ $((after - before)) -lt 3 ] || fail "the representor has seen $((after - before)) frames of an offloaded flow"
-
-# offloaded PATTERN: whether a flow of the switch with this in it is carried out by the card, after a moment at most.
-offloaded() {
-  local n
-  for n in 1 2 3 4 5 6 7 8 9 10; do
-    if ovs-appctl dpctl/dump-flows -m type=offloaded | grep -E -- "$1" | grep -q 'offloaded:yes, dp:tc'; then return 0; fi
-    sleep 0.3
-  done
-  fail "no offloaded flow has $1"
-}
 
 say "VLAN tags: an access port and a trunk"
 ovs-vsctl --timeout=60 set port "$rep0" tag=5
@@ -98,7 +54,7 @@ ping_from one 10.4.0.2
 ping_from one 10.4.0.2
 offloaded 'eth_type\(0x0800\).*actions:'"$rep1"
 
-if grep -E '\|(ERR|EMER)\|' "$folder/ovs/vswitchd.log"; then fail "the switch has complained"; fi
+switch_has_not_complained
 
 say "the mode changes under the switch, whose ports are gone"
 devlink dev eswitch set "$pf" mode legacy
