@@ -80,7 +80,7 @@ impl Neighbours for Faked {
     ) -> Result<(), CardError> {
         self.0.change(|state| {
             match mac {
-                Some(mac) => state.hops.insert((pf, to), Neighbour { dst: mac.0, src: [4; 6] }),
+                Some(mac) => state.hops.insert((pf, to), Neighbour { dst: mac.0, src: [4; 6], from: None }),
                 None => state.hops.remove(&(pf, to)),
             };
         });
@@ -116,7 +116,7 @@ fn end(last: u8) -> End {
 }
 
 fn hop(last: u8) -> Neighbour {
-    Neighbour { dst: [2, 0, 0, 0, 0, last], src: [4; 6] }
+    Neighbour { dst: [2, 0, 0, 0, 0, last], src: [4; 6], from: None }
 }
 
 /// A rule of VF 0 that encapsulates to an end.

@@ -190,12 +190,19 @@ fn what_is_deleted_in_another_namespace_comes_home_and_what_is_unmade_does_not()
     in_own_namespaces("what_is_deleted_in_another_namespace_comes_home_and_what_is_unmade_does_not", || {
         let rig = Rig::with_vfs(2);
         let pod = Netns::named("pod");
-        sh("ip link set enp8s0f0v0 netns pod name net1; ip link set enp8s0f0v1 netns pod name net2");
-        sh("ip -n pod link del net1");
+        sh("ip link set enp8s0f0v0 netns pod; ip link set enp8s0f0v1 netns pod name net2");
+        let elsewhere = || {
+            let mut elsewhere = rig.with(|card, cx| card.elsewhere(cx));
+            elsewhere.sort();
+            elsewhere
+        };
+        // The kernel tells the card of what happens there once it has looked where the netdev is.
+        eventually_that(|| elsewhere() == [vf(0), vf(1)]);
+        sh("ip -n pod link set enp8s0f0v0 name net1; ip -n pod link del net1");
         eventually("ip link show net1");
         rig.unmake(&[vf(1)]);
         sh("! ip -n pod link show net2 2>/dev/null");
-        assert_eq!(rig.with(|card, cx| card.elsewhere(cx)), []);
+        assert_eq!(elsewhere(), []);
         // The next one has nothing of it.
         rig.make(&[vf(1)]);
         assert_eq!(rig.name(vf(1)), "enp8s0f0v1");

@@ -281,7 +281,7 @@ fn actions_masks_tunnels_and_meters_have_limits() {
 
     let encap = |id| {
         let (src, dst) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
-        let neighbour = Some(Neighbour { dst: [2; 6], src: [4; 6] });
+        let neighbour = Some(Neighbour { dst: [2; 6], src: [4; 6], from: None });
         let (kind, options) = (TunnelKind::Vxlan, Vec::new());
         Action::TunnelSet(Encap { kind, id: Some(id), src, dst, dst_port: 4789, tos: 0, ttl: 64, options, neighbour })
     };

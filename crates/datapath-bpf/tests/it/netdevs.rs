@@ -277,7 +277,7 @@ fn tcp_passes_through_a_tunnel_to_the_kernels_device_and_back() {
         tos: 0,
         ttl: 64,
         options: Vec::new(),
-        neighbour: Some(Neighbour { dst: [2, 0, 0, 0, 0, 2], src: [2, 0, 0, 0, 0, 0x99] }),
+        neighbour: Some(Neighbour { dst: [2, 0, 0, 0, 0, 2], src: [2, 0, 0, 0, 0, 0x99], from: None }),
     };
     let device = Block::Tunnel(TunnelDevice { kind: TunnelKind::Vxlan, udp_port: 4789 });
     let out = Rule::new(Port(1), Match::new(), [Action::TunnelSet(encap), Action::Redirect(uplink)]);
