@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::cards::CardKind;
 use crate::daemon::folders;
+use crate::labs;
 
 const ABOUT: &str = "A software SmartNIC with an embedded switch and representors";
 
@@ -62,6 +63,9 @@ pub enum Command {
     Exec(Exec),
     /// Run a shell that sees the cards that are up
     Shell(Shell),
+    /// Labs that stay until they are stopped: start, enter, stop, list
+    #[command(subcommand)]
+    Lab(Lab),
     /// Devices of cards that are up: show, eswitch, param, reload, info; in the words of devlink(8)
     Dev(Words),
     /// Ports of cards that are up: show, add, del, function set, function rate
@@ -116,6 +120,82 @@ pub struct Exec {
 pub struct Shell {
     #[command(flatten)]
     pub which: Which,
+}
+
+/// `esw lab`.
+#[derive(Debug, Subcommand)]
+#[command(after_help = "\
+Examples:
+  esw lab start demo
+  esw lab enter demo -- devlink port show
+  esw lab enter demo                        a shell
+  esw lab list
+  esw lab stop demo
+
+Programs that `enter` leaves in the background go on in the lab, which does not end with them. A lab is of the user who
+starts it.")]
+pub enum Lab {
+    /// Start a lab in the background, in which programs see the cards that are up
+    Start(LabStart),
+    /// Run a program, or a shell, in a lab
+    Enter(LabEnter),
+    /// End a lab
+    Stop(LabStop),
+    /// List the labs that run, and the programs in them
+    List(LabList),
+}
+
+/// `esw lab start`.
+#[derive(Debug, Args)]
+pub struct LabStart {
+    /// The lab's name: letters, digits, `-`, `_` and `.`
+    #[arg(value_name = "NAME", value_parser = labs::lab_name)]
+    pub name: String,
+    #[command(flatten)]
+    pub which: Which,
+    /// Give every program the right sender of what it receives, as Go programs have it anyway. Slower
+    #[arg(long)]
+    pub exact_addresses: bool,
+    /// Report what this kernel cannot show of the card
+    #[arg(long, short)]
+    pub verbose: bool,
+}
+
+/// `esw lab enter`.
+#[derive(Debug, Args)]
+#[command(after_help = "The exit status is the program's.")]
+pub struct LabEnter {
+    /// The lab's name
+    #[arg(value_name = "NAME", value_parser = labs::lab_name)]
+    pub name: String,
+    /// The program and its arguments; the user's shell if there is none
+    #[arg(last = true, value_name = "PROGRAM")]
+    pub program: Vec<String>,
+}
+
+/// `esw lab stop`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Exit status: 0 if the lab has ended; 1 if there is none, programs run in it, or some could not be ended.")]
+pub struct LabStop {
+    /// The lab's name
+    #[arg(value_name = "NAME", value_parser = labs::lab_name)]
+    pub name: String,
+    /// End the programs in it first: by SIGTERM, and those that have not ended after --timeout by SIGKILL
+    #[arg(long, short)]
+    pub force: bool,
+    /// How long programs may take to end after SIGTERM
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(0..=3600))]
+    pub timeout: u32,
+}
+
+/// `esw lab list`.
+#[derive(Debug, Args)]
+#[command(after_help = "Exit status: 0; or 1 if a lab does not answer. The others are listed all the same.")]
+pub struct LabList {
+    /// Print one JSON object a line for each lab
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `esw dev`, `esw port`, `esw health`, `esw monitor`: a command to cards that are up, in devlink's words.

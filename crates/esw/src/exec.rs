@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
@@ -10,9 +9,9 @@ use lab::{Card, Join, Options, sysfs};
 use rustix::net::sockopt::socket_peercred;
 
 use crate::arguments::{Exec, Shell};
-use crate::daemon::folders::node;
 use crate::output::complain;
 use crate::remote::Remote;
+use crate::shell::{UNNAMED, in_lab};
 use crate::sockets::{ConnectedCard, connect};
 
 /// Runs the command; its exit status is the program's.
@@ -20,10 +19,7 @@ use crate::sockets::{ConnectedCard, connect};
 /// # Errors
 /// No card is up, or there can be no lab.
 pub fn exec(arguments: &Exec) -> Result<u8> {
-    let (program, rest) = arguments.program.split_first().context("a program is expected after `--`")?;
-    let mut command = Command::new(program);
-    command.args(rest);
-    run(connect(&arguments.which)?, command, arguments.exact_addresses, arguments.verbose)
+    run(connect(&arguments.which)?, &arguments.program, arguments.exact_addresses, arguments.verbose)
 }
 
 /// Runs a shell in a lab.
@@ -31,15 +27,27 @@ pub fn exec(arguments: &Exec) -> Result<u8> {
 /// # Errors
 /// No card is up, or there can be no lab.
 pub fn shell(arguments: &Shell) -> Result<u8> {
-    let shell = std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into());
-    run(connect(&arguments.which)?, Command::new(shell), false, true)
+    run(connect(&arguments.which)?, &[], false, true)
 }
 
-fn run(found: Vec<ConnectedCard>, mut command: Command, exact_addresses: bool, verbose: bool) -> Result<u8> {
-    // `esw` in the lab is for the same node.
-    if let Some(node) = node() {
-        command.env("ESW_NODE", node);
-    }
+fn run(found: Vec<ConnectedCard>, words: &[String], exact_addresses: bool, verbose: bool) -> Result<u8> {
+    let program = in_lab(words, UNNAMED)?;
+    let (cards, options) = prepare(found, exact_addresses, verbose)?;
+    let status = lab::run(cards, program.command, options);
+    drop(program.files);
+    let status = status?;
+    Ok(status.clamp(0, 255) as u8)
+}
+
+/// The cards of a lab, and its options. `verbose`: what this kernel cannot show of the cards is reported.
+///
+/// # Errors
+/// A card does not answer, or they are in different places.
+pub fn prepare(
+    found: Vec<ConnectedCard>,
+    exact_addresses: bool,
+    verbose: bool,
+) -> Result<(Vec<Arc<dyn Card>>, Options)> {
     let join = place_of(&found)?;
     let mut remotes = Vec::new();
     for card in found {
@@ -81,8 +89,7 @@ fn run(found: Vec<ConnectedCard>, mut command: Command, exact_addresses: bool, v
         exact_addresses,
         lockdep: false,
     };
-    let status = lab::run(cards, command, options)?;
-    Ok(status.clamp(0, 255) as u8)
+    Ok((cards, options))
 }
 
 /// The namespaces of the cards' netdevs that differ from those of this process.

@@ -12,6 +12,7 @@ mod down;
 mod exec;
 mod exit_status;
 mod interrupt;
+mod labs;
 mod lock_order;
 mod neighbours;
 mod output;
@@ -21,6 +22,7 @@ mod prompt;
 mod remote;
 mod rules;
 mod run;
+mod shell;
 mod show;
 mod sockets;
 mod status;
@@ -63,6 +65,7 @@ pub fn main() -> ExitCode {
         Command::Check(arguments) => check::check(arguments),
         Command::Exec(arguments) => exec::exec(arguments),
         Command::Shell(arguments) => exec::shell(arguments),
+        Command::Lab(arguments) => labs::lab(arguments),
         Command::Dev(words) => devlink_words::run("dev", words),
         Command::Port(words) => devlink_words::run("port", words),
         Command::Health(words) => devlink_words::run("health", words),

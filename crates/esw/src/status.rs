@@ -85,7 +85,8 @@ fn in_words(pf: &PfStatus) -> String {
     words.join(", ")
 }
 
-fn duration(time: Duration) -> String {
+/// A time in words, in two units at most.
+pub fn duration(time: Duration) -> String {
     let seconds = time.as_secs();
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60);
     match (days, hours, minutes) {

@@ -3,7 +3,7 @@
 //! [`run`] starts a program under a seccomp filter. The few system calls that may concern a card are answered here:
 //! making a netlink socket, loading a module, querying the name of a driver. The kernel carries out everything else, at
 //! its own speed. The calls are answered by a separate process, the supervisor, which lives until the last process of
-//! the lab has ended. `docs/lab.md` describes how, and why.
+//! the lab has ended. [`start`] starts a lab that is kept until it is stopped, which programs [`enter`]. `docs/lab.md` describes how, and why.
 
 mod calls;
 mod card;
@@ -34,5 +34,8 @@ pub mod fuzzing {
 
 pub use card::{Card, Refusal};
 pub use inside::is_inside;
-pub use run::{Join, LabError, Mounts, Options, Serve, run};
+pub use run::{
+    Connection, Join, Keep, KeptError, LabError, Mounts, Options, ProgramInside, Serve, Status, Stopped, enter, run,
+    start,
+};
 pub use uevent::{Action as UeventAction, Uevents};

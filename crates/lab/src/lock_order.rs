@@ -48,6 +48,9 @@ lock_classes! {
 
     /// The sockets that the lab has given programs, by inode.
     pub(crate) leaf Sockets = "sockets";
+    /// The programs that have entered a lab that is kept. Held while it is looked whether processes of theirs are left,
+    /// which waits for nothing.
+    pub(crate) leaf Entries = "entered programs";
     /// The ports of the sockets for uevents that the lab has given programs, by inode.
     pub(crate) leaf UeventPorts = "uevent ports";
     /// Which executables were made by the Go compiler.

@@ -24,10 +24,16 @@
 //! | the supervisor | nothing: the front reports that there is no lab | programs go on and get errors: ENOSYS from trapped calls, the end of their netlink sockets, ENOTCONN from `/sys` |
 //! | the program | nothing | its status is 137, as always |
 //!
+//! A lab that is [kept](start) has a supervisor alone, which lives until it is stopped. Each program that [enters](enter)
+//! has a front and a filter of its own; the supervisor gets its calls on a descriptor of its own, too.
+//!
 //! Before it becomes the program, its process has no signal handlers of ours, dies with the front, and becomes the
 //! program only when the front tells it to. Wherever it waits, the end of the front wakes it.
 
 mod channel;
+mod enter;
+mod kept;
+mod place;
 mod program;
 mod supervisor_process;
 
@@ -54,8 +60,12 @@ use crate::cards::Cards;
 use crate::uevent::Uevents;
 use crate::{filter, lock_order, sys};
 use channel::{Step, Word, pair, receive, send};
+use place::{Inside, Place};
 use program::Program;
 use supervisor_process::Supervisor;
+
+pub use enter::enter;
+pub use kept::{Connection, Keep, KeptError, ProgramInside, Status, Stopped};
 
 /// Mounts the files that show the card. It is called once, in the program's process and mount namespace, before the
 /// program is started.
@@ -98,7 +108,7 @@ pub struct Join {
 #[derive(Debug, thiserror::Error)]
 pub enum LabError {
     /// The process is inside a lab already.
-    #[error("this is inside a lab already, and the kernel allows no lab in a lab: run it outside, or without `exec`")]
+    #[error("this is inside a lab already, and the kernel allows no lab in a lab: run it outside")]
     Inside,
     /// The kernel cannot trap system calls, or does not allow it to this user.
     #[error("a lab needs seccomp's user notification, and the kernel refuses it ({source}); it takes Linux 5.14")]
@@ -126,6 +136,9 @@ pub enum LabError {
     /// This process has several threads.
     #[error("a lab is made by a process of one thread, and this has {0}")]
     Threads(usize),
+    /// The lab does not let this process in.
+    #[error(transparent)]
+    Kept(#[from] KeptError),
     /// The supervisor ended before the program was started.
     #[error("the lab's supervisor has ended before it began to serve; see whether descriptors or memory are used up")]
     NoSupervisor,
@@ -160,43 +173,9 @@ fn system<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> LabError 
 /// # Errors
 /// The program was not started.
 pub fn run(cards: Vec<Arc<dyn Card>>, command: Command, options: Options) -> Result<i32, LabError> {
-    let Options { join, mounts, serve, uevents, exact_addresses, lockdep } = options;
-    let join = join.unwrap_or_default();
-    ensure_one_thread()?;
-    if let Some(user) = &join.user {
-        move_into_link_name_space(user.as_fd(), Some(LinkNameSpaceType::User)).map_err(system("joining the card"))?;
-    }
-    let privileged = may_isolate() || (join.user.is_none() && become_root().is_ok() && may_isolate());
-    if !privileged && mounts.is_some() {
-        let source = Errno::PERM.into();
-        return Err(LabError::System { what: "a lab needs root, or a user namespace", source });
-    }
-    ensure_tracing()?;
     let name = command.get_program().to_string_lossy().into_owned();
-    let high = high_descriptors();
-    let network = join.network.as_ref().map(OwnedFd::try_clone).transpose().map_err(system("copying a descriptor"))?;
-    let (front, supervisors) = pair().map_err(system(CHANNEL))?;
-    let (program_end, calls) = pair().map_err(system(CHANNEL))?;
-    let supervisor = Supervisor {
-        cards: Arc::new(Cards::new(cards)),
-        serve,
-        network,
-        uevents,
-        high: high.clone(),
-        exact_addresses,
-        domain: lock_order::domain(lockdep),
-        calls,
-        front: supervisors,
-    };
-    let program = Program {
-        command,
-        filter: filter::program(high.start),
-        privileged,
-        network: join.network,
-        namespace: join.mounts,
-        mounts,
-        calls: program_end,
-    };
+    let Parts { supervisor, place, calls, front } = prepare(cards, options, None)?;
+    let program = Program { command, filter: filter::program(high_descriptors().start), place, calls };
     // Each of the three processes drops what belongs to the others, so that each learns of the others' end.
     let Some(apart) = sys::fork().map_err(system("starting the supervisor"))? else {
         drop((front, program));
@@ -220,6 +199,96 @@ pub fn run(cards: Vec<Arc<dyn Card>>, command: Command, options: Options) -> Res
         }
     }
     status
+}
+
+/// Starts a lab that is kept: it lives until it is stopped, whether or not programs are in it. Returns the supervisor's
+/// process when programs can [`enter`].
+///
+/// It forks, as [`run`] does.
+///
+/// # Errors
+/// There is no such lab. Nothing is left of it.
+pub fn start(cards: Vec<Arc<dyn Card>>, options: Options, keep: Keep) -> Result<Pid, LabError> {
+    let Parts { mut supervisor, mut place, calls, front } = prepare(cards, options, Some(keep))?;
+    let Some(apart) = sys::fork().map_err(system("starting the supervisor"))? else {
+        drop((front, place));
+        supervisor.run();
+    };
+    supervisor.keep.take().into_iter().for_each(Keep::leave_to_supervisor);
+    drop(supervisor);
+    let (ours, theirs) = pair().map_err(system(CHANNEL))?;
+    let Some(child) = sys::fork().map_err(system("starting a process"))? else {
+        drop((front, ours));
+        make_place(&mut place, &calls, &theirs);
+    };
+    drop((place, calls, theirs));
+    let made = match receive(&ours) {
+        Ok((Word::Failed(step, errno), _)) => Err(error_of(step, errno, String::new())),
+        _ => match receive(&front) {
+            Ok((Word::Serving, _)) => send(&front, Word::Go, None).map_err(|_| LabError::NoSupervisor),
+            _ => Err(LabError::NoSupervisor),
+        },
+    };
+    drop(front);
+    let _ = rustix::io::retry_on_intr(|| waitpid(Some(child), WaitOptions::empty()));
+    if made.is_err() {
+        let _ = rustix::io::retry_on_intr(|| waitpid(Some(apart), WaitOptions::empty()));
+    }
+    made.map(|()| apart)
+}
+
+/// In a process of its own: makes the place of a lab that is kept, and hands it over to the supervisor, which keeps it.
+fn make_place(place: &mut Place, calls: &OwnedFd, front: &OwnedFd) -> ! {
+    let at = |error| (Step::Namespaces, error);
+    let made = place.enter().and_then(|()| {
+        let inside = Inside::of_this_thread().map_err(at)?;
+        send(calls, Word::Mounts, Some(&inside.mounts)).map_err(at)?;
+        send(calls, Word::Root, Some(&inside.root)).map_err(at)
+    });
+    let word = made.map_or_else(|(step, error)| Word::Failed(step, netlink::errno_of(&error)), |()| Word::Ready);
+    let _ = send(front, word, None);
+    sys::exit(0)
+}
+
+/// What the processes of a lab are made of, before they are forked.
+struct Parts {
+    supervisor: Supervisor,
+    place: Place,
+    /// The channel from the process of the place to the supervisor.
+    calls: OwnedFd,
+    /// The front's channel to the supervisor.
+    front: OwnedFd,
+}
+
+fn prepare(cards: Vec<Arc<dyn Card>>, options: Options, keep: Option<Keep>) -> Result<Parts, LabError> {
+    let Options { join, mounts, serve, uevents, exact_addresses, lockdep } = options;
+    let join = join.unwrap_or_default();
+    ensure_one_thread()?;
+    if let Some(user) = &join.user {
+        move_into_link_name_space(user.as_fd(), Some(LinkNameSpaceType::User)).map_err(system("joining the card"))?;
+    }
+    let privileged = may_isolate() || (join.user.is_none() && become_root().is_ok() && may_isolate());
+    if !privileged && (mounts.is_some() || keep.is_some()) {
+        let source = Errno::PERM.into();
+        return Err(LabError::System { what: "a lab needs root, or a user namespace", source });
+    }
+    ensure_tracing()?;
+    let network = join.network.as_ref().map(OwnedFd::try_clone).transpose().map_err(system("copying a descriptor"))?;
+    let (front, supervisors) = pair().map_err(system(CHANNEL))?;
+    let (calls, supervisors_calls) = pair().map_err(system(CHANNEL))?;
+    let supervisor = Supervisor {
+        cards: Arc::new(Cards::new(cards)),
+        serve,
+        network,
+        uevents,
+        exact_addresses,
+        domain: lock_order::domain(lockdep),
+        calls: supervisors_calls,
+        front: supervisors,
+        keep,
+    };
+    let place = Place::New { privileged, network: join.network, copied: join.mounts, mounts };
+    Ok(Parts { supervisor, place, calls, front })
 }
 
 const CHANNEL: &str = "making a pair of sockets";
@@ -350,6 +419,7 @@ fn error_of(step: Step, errno: Errno, program: String) -> LabError {
         Step::Namespaces if errno == Errno::INVAL => LabError::NoRoot,
         Step::Namespaces => LabError::System { what: "making a mount namespace", source },
         Step::Mounts => LabError::System { what: "mounting what shows the card", source },
+        Step::Join => LabError::System { what: "joining the lab's namespaces", source },
         Step::Program => LabError::NoProgram { program, source },
     }
 }

@@ -10,6 +10,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::ops::Deref;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -29,16 +30,30 @@ use crate::relay::{Families, Socket};
 use crate::sys::{self, Notification};
 use crate::uevent::Uevents;
 
-/// A lab that is up.
+/// A program in a lab that is up, and all that it starts: the processes whose trapped calls are received together. It has
+/// what all programs of the lab share.
 pub(crate) struct Lab {
     /// The descriptor on which trapped calls are received.
     pub listener: OwnedFd,
+    /// The descriptor numbers for sockets of programs that look at the family of an address.
+    pub high: std::ops::Range<u32>,
+    shared: Arc<Shared>,
+}
+
+impl Deref for Lab {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.shared
+    }
+}
+
+/// What all programs of a lab share.
+pub(crate) struct Shared {
     pub cards: Arc<Cards>,
     pub families: Arc<Families>,
     /// The sockets that the lab has given programs, by inode: a socket is recognised in whichever way a process got it.
     sockets: Mutex<Sockets, HashMap<u64, Arc<Socket>>>,
-    /// The descriptor numbers for sockets of programs that look at the family of an address.
-    pub high: std::ops::Range<u32>,
     pub go_programs: GoPrograms,
     /// Treats every program as one that looks at the family of an address.
     pub exact_addresses: bool,
@@ -109,22 +124,18 @@ impl Drop for Reply {
     }
 }
 
-impl Lab {
+impl Shared {
     pub fn new(
-        listener: OwnedFd,
         cards: Arc<Cards>,
-        high: std::ops::Range<u32>,
         exact_addresses: bool,
         shows_sysfs: bool,
         uevents: Arc<Uevents>,
         domain: Arc<Domain>,
     ) -> Self {
         Self {
-            listener,
             cards,
             families: Arc::default(),
             sockets: Mutex::new(HashMap::new()),
-            high,
             go_programs: GoPrograms::default(),
             exact_addresses,
             shows_sysfs,
@@ -133,6 +144,20 @@ impl Lab {
             user_namespace: Arc::new(UserNamespace::ours()),
             domain,
         }
+    }
+}
+
+impl Lab {
+    pub fn new(listener: OwnedFd, high: std::ops::Range<u32>, shared: Arc<Shared>) -> Self {
+        Self { listener, high, shared }
+    }
+
+    /// Whether any process still has the filter.
+    pub fn has_processes(&self) -> bool {
+        let mut polled = [PollFd::new(&self.listener, PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let looked = rustix::io::retry_on_intr(|| poll(&mut polled, Some(&now)));
+        looked.is_ok() && !polled[0].revents().contains(PollFlags::HUP)
     }
 
     /// The lab's socket behind a descriptor of a thread. `None`: the descriptor is no socket of the lab.

@@ -46,13 +46,18 @@ fn serial_of(node: &str) -> u32 {
 /// # Errors
 /// It is none; the error says what one is.
 pub fn node_name(text: &str) -> Result<String, String> {
-    let is_usual = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    let starts_well = text.starts_with(|c: char| c.is_ascii_alphanumeric());
-    if starts_well && text.len() <= 32 && text.chars().all(is_usual) {
+    if is_name(text) {
         return Ok(text.to_owned());
     }
     Err("a node has a name of 1 to 32 letters, digits, `-`, `_` and `.`, which begins with a letter or a digit"
         .to_owned())
+}
+
+/// Whether a text can be the name of a node or a lab, and part of the names of files.
+pub fn is_name(text: &str) -> bool {
+    let is_usual = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let starts_well = text.starts_with(|c: char| c.is_ascii_alphanumeric());
+    starts_well && text.len() <= 32 && text.chars().all(is_usual)
 }
 
 /// The folder of a node, in a default folder that nodes share.
@@ -145,7 +150,11 @@ pub fn ensure_own(folder: &Path) -> io::Result<()> {
     above.collect::<Vec<_>>().into_iter().rev().try_for_each(ensure_own_one)
 }
 
-fn ensure_own_one(folder: &Path) -> io::Result<()> {
+/// Checks that only this user and root can write to one folder, as [`ensure_own`] does.
+///
+/// # Errors
+/// The same.
+pub fn ensure_own_one(folder: &Path) -> io::Result<()> {
     // Without following a link, which another user could have put there.
     let found = match fs::symlink_metadata(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

@@ -29,6 +29,10 @@ pub(super) enum Word {
     Ended,
     /// From the supervisor to the front: the program has left processes running.
     Remains,
+    /// From the process that makes the place of a lab that is kept, to the supervisor: the mount namespace.
+    Mounts,
+    /// The same: the root directory in it.
+    Root,
 }
 
 /// A step of the program's process.
@@ -36,13 +40,23 @@ pub(super) enum Word {
 pub(super) enum Step {
     Namespaces,
     Mounts,
+    Join,
     Filter,
     Program,
 }
 
-const STEPS: [Step; 4] = [Step::Namespaces, Step::Mounts, Step::Filter, Step::Program];
-const WORDS: [Word; 7] =
-    [Word::Listener, Word::Ready, Word::Serving, Word::Program, Word::Go, Word::Ended, Word::Remains];
+const STEPS: [Step; 5] = [Step::Namespaces, Step::Mounts, Step::Join, Step::Filter, Step::Program];
+const WORDS: [Word; 9] = [
+    Word::Listener,
+    Word::Ready,
+    Word::Serving,
+    Word::Program,
+    Word::Go,
+    Word::Ended,
+    Word::Remains,
+    Word::Mounts,
+    Word::Root,
+];
 /// The number of the first step in [`Word::Failed`].
 const FAILED: u8 = 100;
 /// The length of a message: the number of a word or step, and an error number.

@@ -1,5 +1,6 @@
 //! The supervisor's process. It lives as long as a process of the lab does.
 
+use std::any::Any;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -7,14 +8,15 @@ use std::sync::Arc;
 use std::thread;
 
 use lockdep::Domain;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Resource, Rlimit, Signal, chdir, getrlimit, pidfd_send_signal, setrlimit, setsid};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space, set_name};
 
-use super::Serve;
 use super::channel::{Word, receive, send};
+use super::kept::{self, Keep};
+use super::place::Inside;
+use super::{Serve, high_descriptors};
 use crate::cards::Cards;
-use crate::supervisor::{self, Lab};
+use crate::supervisor::{self, Lab, Shared};
 use crate::sys;
 use crate::uevent::Uevents;
 
@@ -24,7 +26,6 @@ pub(super) struct Supervisor {
     pub serve: Option<Serve>,
     pub network: Option<OwnedFd>,
     pub uevents: Arc<Uevents>,
-    pub high: std::ops::Range<u32>,
     pub exact_addresses: bool,
     /// The domain of all threads of the lab.
     pub domain: Arc<Domain>,
@@ -32,6 +33,8 @@ pub(super) struct Supervisor {
     pub calls: OwnedFd,
     /// The channel to the front.
     pub front: OwnedFd,
+    /// Of a lab that is kept, how it is reached; `None`: a lab of one program.
+    pub keep: Option<Keep>,
 }
 
 impl Supervisor {
@@ -53,38 +56,60 @@ impl Supervisor {
         let serve =
             self.serve.map(|serve| thread::Builder::new().name("lab-files".to_owned()).spawn(move || serve(&domain)));
         let serving = serve.transpose()?;
-        // If no program is started, the other end is closed. The mounts' server learns of that by its own channel.
-        let (_, listener) = receive(&self.calls)?;
-        drop(self.calls);
-        let listener = listener.ok_or(io::ErrorKind::UnexpectedEof)?;
-        let _ = sys::wake_at_once(listener.as_fd());
-        let domain = Arc::clone(&self.domain);
-        let lab = Arc::new(Lab::new(
-            listener,
-            self.cards,
-            self.high,
-            self.exact_addresses,
-            shows_sysfs,
-            self.uevents,
-            domain,
-        ));
-        let watched = Arc::clone(&lab);
-        let front = self.front.try_clone()?;
-        thread::Builder::new().name("lab-front".to_owned()).spawn(move || watch(&watched, &front))?;
-        // Before the first program needs it: a request to another family must not wait for a card.
-        let lookup = Arc::clone(&lab);
-        thread::Builder::new().name("lab-family".to_owned()).spawn(move || {
-            lockdep::enter(&lookup.domain, "lab-family", |cx| {
-                lookup.families.devlink(cx, &lookup.cards);
-            });
-        })?;
-        send(&self.front, Word::Serving, None)?;
-        // Only the end of the last process stops it.
-        let (stop, _stopper) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        supervisor::serve(&lab, &stop);
-        drop(serving.map(thread::JoinHandle::join));
+        let shared = Arc::new(Shared::new(self.cards, self.exact_addresses, shows_sysfs, self.uevents, self.domain));
+        match self.keep {
+            None => serve_one(&shared, &self.calls, self.front)?,
+            Some(keep) => serve_kept(shared, &self.calls, &self.front, keep)?,
+        }
+        drop(serving.map(thread::JoinHandle::<Box<dyn Any + Send>>::join));
         Ok(())
     }
+}
+
+/// Serves a lab of one program, and of what that leaves behind.
+fn serve_one(shared: &Arc<Shared>, calls: &OwnedFd, front: OwnedFd) -> io::Result<()> {
+    // If no program is started, the other end is closed. The mounts' server learns of that by its own channel.
+    let (_, listener) = receive(calls)?;
+    let listener = listener.ok_or(io::ErrorKind::UnexpectedEof)?;
+    look_up_family(shared)?;
+    let lab = Arc::new(Lab::new(listener, high_descriptors(), Arc::clone(shared)));
+    serve_program(&lab, front)
+}
+
+/// Serves a lab until it is stopped, whatever programs are in it.
+fn serve_kept(shared: Arc<Shared>, calls: &OwnedFd, front: &OwnedFd, keep: Keep) -> io::Result<()> {
+    let descriptor = || receive(calls)?.1.ok_or(io::Error::from(io::ErrorKind::UnexpectedEof));
+    let inside = Inside { mounts: descriptor()?, root: descriptor()?, network: None };
+    look_up_family(&shared)?;
+    send(front, Word::Serving, None)?;
+    // If the front has been killed, nobody has been told that there is a lab, and there is none.
+    receive(front)?;
+    kept::serve(shared, inside, keep)
+}
+
+/// Looks the family up before the first program needs it: a request to another family must not wait for a card.
+fn look_up_family(shared: &Arc<Shared>) -> io::Result<()> {
+    let shared = Arc::clone(shared);
+    let look_up = move || {
+        lockdep::enter(&shared.domain, "lab-family", |cx| {
+            shared.families.devlink(cx, &shared.cards);
+        });
+    };
+    thread::Builder::new().name("lab-family".to_owned()).spawn(look_up).map(drop)
+}
+
+/// Tells the front of a program that the program is served, and serves it and what it starts, until the last of these processes has ended.
+pub(super) fn serve_program(lab: &Arc<Lab>, front: OwnedFd) -> io::Result<()> {
+    let _ = sys::wake_at_once(lab.listener.as_fd());
+    let watched = Arc::clone(lab);
+    let own = front.try_clone()?;
+    thread::Builder::new().name("lab-front".to_owned()).spawn(move || watch(&watched, &own))?;
+    send(&front, Word::Serving, None)?;
+    drop(front);
+    // Only the end of the last process stops it.
+    let (stop, _stopper) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    supervisor::serve(lab, &stop);
+    Ok(())
 }
 
 /// Raises resource limits. A user limits programs, and does not mean the process that serves them all: every socket and
@@ -117,11 +142,11 @@ fn watch(lab: &Lab, front: &OwnedFd) {
         match receive(front) {
             Ok((Word::Program, process)) => program = process,
             Ok((Word::Ended, _)) => {
-                program = None;
-                // If no process is left, this process ends, which answers the front.
-                if is_any_left(lab) {
+                // If no process is left, the end of this channel answers the front.
+                if lab.has_processes() {
                     let _ = send(front, Word::Remains, None);
                 }
+                return;
             }
             Ok(_) => {}
             Err(_) => break,
@@ -130,12 +155,4 @@ fn watch(lab: &Lab, front: &OwnedFd) {
     if let Some(program) = program {
         let _ = pidfd_send_signal(program, Signal::KILL);
     }
-}
-
-/// Whether any process still has the filter.
-fn is_any_left(lab: &Lab) -> bool {
-    let mut polled = [PollFd::new(&lab.listener, PollFlags::IN)];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    let looked = rustix::io::retry_on_intr(|| poll(&mut polled, Some(&now)));
-    looked.is_ok() && !polled[0].revents().contains(PollFlags::HUP)
 }
