@@ -194,7 +194,9 @@ fn the_wire_is_the_networks_end() {
         assert!(!netdevs().contains(&"cable2".to_owned()));
         sh("ip -n lan link set cable2 up");
         // The kernel acts on a carrier that has come when it is queried.
-        eventually("ip -n lan link show cable2 | grep -q LOWER_UP && ip -n esw-0000:08:00.0 link show wire0 | grep -q LOWER_UP");
+        eventually(
+            "ip -n lan link show cable2 | grep -q LOWER_UP && ip -n esw-0000:08:00.0 link show wire0 | grep -q LOWER_UP",
+        );
         let away = Tap::on(Some("lan"), "cable2");
         assert!(pf.send(mac(0), NOBODY, "out of the namespace"));
         assert_eq!(away.received(1), ["out of the namespace"]);
