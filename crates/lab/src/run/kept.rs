@@ -58,7 +58,7 @@ pub struct Status {
     pub uptime_seconds: u64,
     /// The names of its cards.
     pub cards: Vec<String>,
-    /// The programs in it, at most [`PROGRAMS`] of them.
+    /// The programs in it, at most 300 of them.
     pub programs: Vec<ProgramInside>,
 }
 
