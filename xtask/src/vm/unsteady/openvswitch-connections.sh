@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# Not among the checks yet: it has failed once in several runs, when the filter of ARP stayed not_in_hw 9 s after it was made.
 # Open vSwitch over a card: VXLAN over the uplink is offloaded (`offloaded:yes, dp:tc`), and goes on while the card's daemon is killed and
 # started again; TCP in a zone of conntrack, also to an address that is translated, passes through the switch. Flows of
 # connections are not offloaded with this kernel: Open vSwitch wants CONFIG_NET_TC_SKB_EXT for them, which Debian's lacks.
